@@ -1,4 +1,6 @@
-//! `user.send` and `user.call`.
+//! `user.send`, `user.call` and `channel.members`.
+
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
@@ -92,4 +94,33 @@ fn a_user_with_many_connections_is_walked_in_slices_and_later_calls_wait() {
     let answer = grid.answer(&asker);
     assert_eq!(answer["r"], json!({ "s": 3000, "f": 0 }));
     assert_eq!(delivered(&grid), 3000);
+}
+
+#[test]
+fn the_members_of_a_channel_are_listed_with_their_users_once_in_pages() {
+    let mut grid = Grid::new(&[2, 1]);
+    let asker = grid.back_end(0);
+    users(&mut grid, &asker, 2, &json!("ada"));
+    grid.ask(&asker, "user.call", json!({ "u": "ada", "f": "subscribe", "a": ["room"] }));
+    grid.client((1, 0), "/ws?channels=room");
+    grid.client((1, 0), "/ws?channels=other");
+    for max in [1, 3, 1000] {
+        let (mut users, mut ids) = (Vec::new(), BTreeSet::new());
+        let mut params = json!({ "c": "room", "max": max });
+        loop {
+            let page = grid.ask(&asker, "channel.members", params.clone());
+            assert_eq!(page["missing"], json!([]));
+            for row in page["members"].as_array().expect("a list") {
+                assert_eq!(row.as_object().map(|row| row.len()), Some(2), "{row}");
+                users.push(row["u"].clone());
+                ids.insert(row["c"].as_str().expect("an id").to_owned());
+            }
+            params["after"] = page["next"].clone();
+            if params["after"].is_null() {
+                break;
+            }
+        }
+        assert_eq!((users.len(), ids.len()), (7, 7), "in pages of {max}");
+        assert_eq!(users.iter().filter(|user| **user == "ada").count(), 6);
+    }
 }

@@ -66,6 +66,8 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
     back_end.call("mesh.publish", json!({ "c": "news", "d": "x", "t": null }));
     let sent = back_end.call("user.send", json!({ "u": [1, "x"], "d": "AAEC", "t": "binary" }));
     assert_eq!(sent["r"], json!({ "s": 1, "f": 0 }));
+    let members = back_end.call("channel.members", json!({ "c": "news" }));
+    assert_eq!(members["r"]["members"], json!([{ "c": client, "u": "1" }]));
     let called = back_end.call("user.call", json!({ "u": "1", "f": "subscribe", "a": ["sport"] }));
     assert_eq!(called["r"], json!({ "s": 1, "f": 0 }));
     back_end.call("user.call", json!({ "u": 1, "f": "unsubscribe", "a": ["sport"] }));
@@ -171,6 +173,7 @@ fn answers_over_http_are_of_the_described_form() {
         ("/v1/conn/call", json!({ "c": client, "f": "get_context" })),
         ("/v1/conn/call", json!({ "c": client, "f": "close" })),
         ("/v1/conn/call", json!({})),
+        ("/v1/channel/members", json!({ "c": "x", "max": 1 })),
         ("/v1/user/send", json!({ "u": "1", "d": "x" })),
         ("/v1/user/send", json!({ "u": [], "d": "x" })),
         ("/v1/user/call", json!({ "u": [1, 2], "f": "info" })),

@@ -154,12 +154,13 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 13] = [
+const PARAMS: [(&str, &str); 14] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
     ("user.send", "UserSend"),
     ("user.call", "UserCall"),
+    ("channel.members", "MembersFilter"),
     ("queue.pop", "Pop/oneOf/0"),
     ("queue.ack", "Ack"),
     ("queue.nack", "Nack"),
@@ -222,6 +223,7 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "conn.call": { "c": "1", "f": "info" },
         "user.send": { "u": "1", "d": "x" },
         "user.call": { "u": "1", "f": "info" },
+        "channel.members": { "c": "x" },
         "queue.pop": { "t": ["x"], "a": true },
         "queue.ack": { "g": 1 },
         "queue.nack": { "g": 1 },

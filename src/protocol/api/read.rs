@@ -187,7 +187,11 @@ pub enum ApiMethod {
 impl ApiMethod {
     /// Whether the method needs the role `admin`.
     pub fn is_for_admins(self) -> bool {
-        matches!(self, Self::Reload | Self::List(_))
+        match self {
+            Self::Reload => true,
+            Self::List(list) => list != ListMethod::Members,
+            _ => false,
+        }
     }
 
     /// Returns the call without parameters. `None`: the method needs some.
@@ -219,6 +223,7 @@ impl ApiMethod {
             b"channel.list" => Self::List(ListMethod::Channel),
             b"topic.list" => Self::List(ListMethod::Topic),
             b"backend.list" => Self::List(ListMethod::Backend),
+            b"channel.members" => Self::List(ListMethod::Members),
             b"tap.start" => Self::Tap,
             b"tap.stop" => Self::Untap,
             _ => return None,
@@ -276,7 +281,8 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, user.send, user.call, \
              queue.pop, queue.unpop, queue.ack, queue.nack, queue.push, admin.reload, node.list, \
-             client.list, channel.list, topic.list, backend.list, tap.start, tap.stop",
+             client.list, channel.list, topic.list, backend.list, channel.members, tap.start, \
+             tap.stop",
             quoted(name)
         ))
     })

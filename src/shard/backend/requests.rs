@@ -45,6 +45,7 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/channel/list" => Some(ApiMethod::List(ListMethod::Channel)),
         "/v1/topic/list" => Some(ApiMethod::List(ListMethod::Topic)),
         "/v1/backend/list" => Some(ApiMethod::List(ListMethod::Backend)),
+        "/v1/channel/members" => Some(ApiMethod::List(ListMethod::Members)),
         _ => None,
     }
 }
@@ -52,7 +53,10 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
 /// Whether a user with these roles may call a method over HTTP.
 pub(crate) fn allows_method(roles: Roles, method: ApiMethod) -> bool {
     match method {
-        ApiMethod::Take | ApiMethod::Ack | ApiMethod::Nack => roles.read,
+        ApiMethod::Take
+        | ApiMethod::Ack
+        | ApiMethod::Nack
+        | ApiMethod::List(ListMethod::Members) => roles.read,
         method if method.is_for_admins() => roles.admin,
         _ => roles.write,
     }

@@ -1,6 +1,6 @@
 //! Lists of administration: gathers the parts of a list from shards of all nodes, and finds the shard's own.
 //!
-//! - `mod.rs`: the lists in progress. `nodes.rs`, `clients.rs`, `names.rs`: `node.list`, `client.list`, and
+//! - `mod.rs`: the lists in progress. `nodes.rs`, `clients.rs`, `names.rs`: `node.list`, `client.list` and `channel.members`, and
 //!   `channel.list`, `topic.list` and `backend.list`.
 //! - `walks.rs`: walks through the shard's own clients, channels and back ends. `throughput.rs`: messages per second.
 
@@ -64,6 +64,7 @@ struct Gathered {
 enum ListInProgress {
     Node(NodesInProgress),
     Client(ClientsInProgress),
+    Members(ClientsInProgress),
     Channel(NamesCall, NamesInProgress<ChannelRow>),
     Topic(NamesCall, NamesInProgress<TopicRow>),
     Backend(Box<BackendsCall>, NamesInProgress<BackendRow>),
@@ -102,6 +103,9 @@ impl Lists {
             ListCall::Node => ListInProgress::Node(NodesInProgress::default()),
             ListCall::Client(call) => {
                 ListInProgress::Client(ClientsInProgress::new(call, now_ms + walk_ms))
+            }
+            ListCall::Members(call) => {
+                ListInProgress::Members(ClientsInProgress::new(call, now_ms + walk_ms))
             }
             ListCall::Channel(call) => {
                 let names = NamesInProgress::new(call.max);
@@ -211,7 +215,10 @@ impl Lists {
             (ListAnswer::Figures(figures), ListInProgress::Node(list)) => {
                 list.handle_figures(from, *figures)
             }
-            (ListAnswer::Client(part), ListInProgress::Client(list)) => {
+            (
+                ListAnswer::Client(part),
+                ListInProgress::Client(list) | ListInProgress::Members(list),
+            ) => {
                 list.handle_part(turn, ticket, from, *part);
             }
             (ListAnswer::Channel(part), ListInProgress::Channel(_, list)) => {
@@ -305,7 +312,7 @@ impl ListInProgress {
         };
         match self {
             Self::Node(_) => {}
-            Self::Client(list) => list.ask(turn, ticket, nodes),
+            Self::Client(list) | Self::Members(list) => list.ask(turn, ticket, nodes),
             Self::Channel(call, list) => {
                 list.ask(turn, ticket, nodes, &ListQuestion::Channel(question(call)));
             }
@@ -323,7 +330,7 @@ impl ListInProgress {
     fn give_up(&mut self, turn: &mut Turn, ticket: Ticket, node: NodeId) {
         match self {
             Self::Node(list) => list.give_up(node),
-            Self::Client(list) => list.give_up(turn, ticket, node),
+            Self::Client(list) | Self::Members(list) => list.give_up(turn, ticket, node),
             Self::Channel(_, list) => list.give_up(node),
             Self::Topic(_, list) => list.give_up(node),
             Self::Backend(_, list) => list.give_up(node),
@@ -333,7 +340,7 @@ impl ListInProgress {
     fn give_up_all(&mut self) {
         match self {
             Self::Node(list) => list.give_up_all(),
-            Self::Client(list) => list.give_up_all(),
+            Self::Client(list) | Self::Members(list) => list.give_up_all(),
             Self::Channel(_, list) => list.give_up_all(),
             Self::Topic(_, list) => list.give_up_all(),
             Self::Backend(_, list) => list.give_up_all(),
@@ -343,7 +350,7 @@ impl ListInProgress {
     fn is_complete(&self) -> bool {
         match self {
             Self::Node(list) => list.is_complete(),
-            Self::Client(list) => list.is_complete(),
+            Self::Client(list) | Self::Members(list) => list.is_complete(),
             Self::Channel(_, list) => list.is_complete(),
             Self::Topic(_, list) => list.is_complete(),
             Self::Backend(_, list) => list.is_complete(),
@@ -354,6 +361,7 @@ impl ListInProgress {
         match self {
             Self::Node(list) => Listing::Node(list.finish()),
             Self::Client(list) => Listing::Client(list.finish()),
+            Self::Members(list) => Listing::Members(list.finish()),
             Self::Channel(_, list) => Listing::Channel(list.finish()),
             Self::Topic(_, list) => Listing::Topic(list.finish()),
             Self::Backend(_, list) => Listing::Backend(list.finish()),

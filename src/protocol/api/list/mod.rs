@@ -1,4 +1,4 @@
-//! The lists of administration: what a call asks for, and what is answered.
+//! The lists of administration, and of the members of a channel: what a call asks for, and what is answered.
 //!
 //! `read.rs`: the parameters. `write.rs`: the answers as JSON. `backends.rs`: `backend.list`.
 //! `groups.rs`: the groups of a topic. `sinks.rs`: the sinks of a topic.
@@ -44,6 +44,8 @@ pub enum ListMethod {
     Topic,
     /// `backend.list`
     Backend,
+    /// `channel.members`
+    Members,
 }
 
 /// A call of a list.
@@ -59,6 +61,8 @@ pub enum ListCall {
     Topic(NamesCall),
     /// `backend.list`
     Backend(Box<BackendsCall>),
+    /// `channel.members`: the clients of one channel.
+    Members(Box<ClientsCall>),
 }
 
 impl ListCall {
@@ -70,6 +74,7 @@ impl ListCall {
             Self::Channel(_) => "channel.list",
             Self::Topic(_) => "topic.list",
             Self::Backend(_) => "backend.list",
+            Self::Members(_) => "channel.members",
         }
     }
 }
@@ -153,6 +158,8 @@ pub enum Listing {
     Topic(Page<TopicRow, Box<str>>),
     /// The answer to `backend.list`.
     Backend(Page<BackendRow, Box<str>>),
+    /// The answer to `channel.members`.
+    Members(Page<ClientRow, ClientCursor>),
 }
 
 /// A page of a list.

@@ -1,12 +1,14 @@
 //! Reads the parameters of lists.
 
 use super::{
-    BackendsCall, ClientFilter, ClientsCall, ListCall, ListMethod, NamesCall, PAGE_DEFAULT,
-    PAGE_MAX,
+    BackendsCall, ClientCursor, ClientFilter, ClientsCall, ListCall, ListMethod, NamesCall,
+    PAGE_DEFAULT, PAGE_MAX,
 };
 use crate::address::{ClientId, NodeId};
 use crate::protocol::api::document::Value;
-use crate::protocol::api::params::{client_of, optional, read_name, read_network, read_user};
+use crate::protocol::api::params::{
+    client_of, optional, read_name, read_network, read_user, required,
+};
 use crate::protocol::api::{Fault, NAME_BYTES_MAX, ROUTE_PATH_BYTES_MAX};
 
 /// Reads the parameters of a list.
@@ -20,6 +22,7 @@ pub(in crate::protocol::api) fn read_list(
         ListMethod::Channel => ListCall::Channel(read_channels(params)?),
         ListMethod::Topic => ListCall::Topic(read_names(params)?),
         ListMethod::Backend => ListCall::Backend(Box::new(read_backends(params)?)),
+        ListMethod::Members => ListCall::Members(Box::new(read_members(params)?)),
     })
 }
 
@@ -32,12 +35,21 @@ fn read_clients(params: Option<Value<'_, '_>>) -> Result<ClientsCall, Fault> {
         address: optional(params, "address").map(read_network).transpose()?,
         route: optional(params, "route").map(read_route).transpose()?,
     };
-    let after = optional(params, "after").map(|after| {
-        let cursor = after.text().and_then(|text| text.parse().ok());
-        cursor.ok_or_else(|| Fault::invalid("after: expected the \"next\" of an earlier answer"))
-    });
     let node = optional(params, "node").map(read_node).transpose()?;
-    Ok(ClientsCall { filter, node, after: after.transpose()?, max: read_max(params)? })
+    Ok(ClientsCall { filter, node, after: read_cursor(params)?, max: read_max(params)? })
+}
+
+fn read_members(params: Option<Value<'_, '_>>) -> Result<ClientsCall, Fault> {
+    let channel = Some(read_name("c", required(params, "c")?)?.into());
+    let filter = ClientFilter { channel, ..ClientFilter::default() };
+    Ok(ClientsCall { filter, node: None, after: read_cursor(params)?, max: read_max(params)? })
+}
+
+fn read_cursor(params: Option<Value<'_, '_>>) -> Result<Option<ClientCursor>, Fault> {
+    let Some(after) = optional(params, "after") else { return Ok(None) };
+    let cursor = after.text().and_then(|text| text.parse().ok());
+    let wrong = || Fault::invalid("after: expected the \"next\" of an earlier answer");
+    cursor.map(Some).ok_or_else(wrong)
 }
 
 /// Reads one client id, or an array of them.
@@ -101,7 +113,7 @@ fn read_max(params: Option<Value<'_, '_>>) -> Result<usize, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::api::{ApiMethod, Call, ClientCursor, Parser};
+    use crate::protocol::api::{ApiMethod, Call, Parser};
 
     fn read(method: ListMethod, params: &str) -> Result<ListCall, String> {
         let mut input = params.as_bytes().to_vec();
@@ -203,6 +215,10 @@ mod tests {
         let channels = |params| read(ListMethod::Channel, params);
         assert_eq!(channels(r#"{"prefix":1}"#), Err("prefix: expected a string".into()));
         assert_eq!(channels(r#"{"after":""}"#), Err("after: expected 1 to 255 bytes".into()));
+        let members = |params| read(ListMethod::Members, params);
+        assert_eq!(members(r#"{"after":"1-1"}"#), Err("c: missing".into()));
+        assert_eq!(members(r#"{"c":""}"#), Err("c: expected 1 to 255 bytes".into()));
+        assert_eq!(members(r#"{"c":"a","after":"x"}"#), Err(after.into()));
         let backends = |params| read(ListMethod::Backend, params);
         assert_eq!(backends(r#"{"topic":1}"#), Err("topic: expected a string".into()));
         assert_eq!(backends(r#"{"max":0}"#), Err(max.into()));

@@ -20,6 +20,7 @@ pub(in crate::protocol::api) fn put_listing(out: &mut Vec<u8>, listing: &Listing
         Listing::Channel(page) => put_page(out, "channels", page, put_channel),
         Listing::Topic(page) => put_page(out, "topics", page, put_topic),
         Listing::Backend(page) => put_page(out, "backends", page, put_backend),
+        Listing::Members(page) => put_page(out, "members", page, put_member),
     }
     out.push(b'}');
 }
@@ -51,6 +52,14 @@ fn put_client(out: &mut Vec<u8>, row: &ClientRow) {
     put_figure(out, "since", Some(*since_ms));
     put_figure(out, "channels", Some(*channels));
     put_figure(out, "buffered", Some(*buffered));
+    out.push(b'}');
+}
+
+fn put_member(out: &mut Vec<u8>, row: &ClientRow) {
+    out.extend_from_slice(b"{\"c\":\"");
+    put_number(out, row.client.value());
+    out.push(b'"');
+    put_text(out, "u", row.user.as_deref());
     out.push(b'}');
 }
 
