@@ -205,6 +205,7 @@ impl Config {
         if let Some(MeshConfig { trust: Trust::Files(files), .. }) = &self.mesh {
             warnings.extend(files.warnings(unix_ms));
         }
+        warnings.extend(topic::warnings(&self.topics));
         warnings
     }
 }

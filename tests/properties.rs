@@ -332,7 +332,9 @@ impl Model {
                     self.unconfirmed.clear();
                 }
                 Effect::Expired(..) | Effect::Bury { .. } => panic!("there are no leases"),
-                Effect::RoomForPush | Effect::Stored(_) => panic!("no back end pushes"),
+                Effect::RoomForPush | Effect::Stored(_) | Effect::DeadStored(_) => {
+                    panic!("no back end pushes")
+                }
                 Effect::Recall(shard, most) => self.recalled[shard.index()] = Some(most),
                 Effect::Refuse(shard) => {
                     assert_eq!(self.when_full, WhenFull::Close);

@@ -159,18 +159,6 @@ fn check_on_disk(
         );
         return Err(section.fault(&["name"], reason));
     }
-    if topic.when_full != WhenFull::Hold {
-        let reason =
-            "a topic on disk keeps what it has stored: expected \"hold\", here or in [queue]";
-        return Err(section.fault(&["when_full"], reason));
-    }
-    if topic.max_age_s > 0 {
-        let reason = "a topic on disk keeps its events until they are acknowledged: expected 0";
-        return Err(section.fault(&["max_age_s"], reason));
-    }
-    if topic.dead.is_some() {
-        return Err(section.fault(&["dead"], "a topic on disk cannot have a dead topic yet"));
-    }
     if let Some(group) = topic.groups.iter().find(|group| group.starts_with(SINK_GROUP)) {
         let reason = format!("{group:?}: names with {SINK_GROUP:?} are those of sinks on disk");
         return Err(section.fault(&["groups"], reason));
@@ -194,11 +182,6 @@ fn check_dead(
     if *dead == topic.name {
         return Err(section.fault(&["dead"], "expected another topic than this one"));
     }
-    let on_disk = |other: &TopicConfig| other.name == *dead && other.store == Store::Disk;
-    if all.iter().any(on_disk) {
-        let reason = format!("{dead:?} is a topic on disk, which cannot be a dead topic yet");
-        return Err(section.fault(&["dead"], reason));
-    }
     let has_one = |other: &TopicConfig| other.name == *dead && other.dead.is_some();
     match all.iter().any(has_one) {
         true => {
@@ -207,6 +190,22 @@ fn check_dead(
         }
         false => Ok(()),
     }
+}
+
+/// Warnings about topics that lose events which their settings promise to keep.
+pub(super) fn warnings(topics: &[TopicConfig]) -> impl Iterator<Item = String> {
+    let is_on_disk = |topic: &&TopicConfig| topic.store == Store::Disk;
+    topics.iter().filter(is_on_disk).filter_map(move |topic| {
+        let dead = topic.dead.as_ref()?;
+        let is_kept = topics.iter().filter(is_on_disk).any(|other| other.name == *dead);
+        (!is_kept).then(|| {
+            format!(
+                "the topic {:?} is on disk and its dead topic {dead:?} is in memory: events that go there end \
+                 with the process",
+                topic.name
+            )
+        })
+    })
 }
 
 #[cfg(test)]
@@ -240,30 +239,19 @@ mod tests {
             "[[topic]]\nname = \"a\"\nstore = \"disk\"",
             &format!("{at}3: topic.store: needs `data.dir`, the directory for the files"),
         );
-        refused(
-            &on_disk("when_full = \"close\""),
-            &format!(
-                "{at}6: topic.when_full: a topic on disk keeps what it has stored: expected \"hold\", here or \
-                 in [queue]"
-            ),
+        let all = "when_full = \"close\"\nmax_age_s = 9\ntries = 2\ndead = \"b\"";
+        let mut config = parse(&on_disk(all));
+        let warning = "the topic \"a\" is on disk and its dead topic \"b\" is in memory: events that go there \
+                       end with the process";
+        assert!(
+            config.warnings(0).iter().any(|other| other == warning),
+            "{:?}",
+            config.warnings(0)
         );
-        refused(
-            &on_disk("max_age_s = 9"),
-            &format!(
-                "{at}6: topic.max_age_s: a topic on disk keeps its events until they are acknowledged: \
-                 expected 0"
-            ),
-        );
-        refused(
-            &on_disk("dead = \"b\""),
-            &format!("{at}6: topic.dead: a topic on disk cannot have a dead topic yet"),
-        );
-        refused(
-            &on_disk("[[topic]]\nname = \"b\"\ndead = \"a\""),
-            &format!(
-                "{at}8: topic.dead: \"a\" is a topic on disk, which cannot be a dead topic yet"
-            ),
-        );
+        let topic = config.topics.remove(0);
+        assert_eq!((topic.when_full, topic.max_age_s, topic.tries), (WhenFull::Close, 9, 2));
+        let is_dead_topic = "[[topic]]\nname = \"b\"\ntries = 1\ndead = \"a\"";
+        assert_eq!(parse(&on_disk(is_dead_topic)).topics[1].dead.as_deref(), Some("a"));
         refused(
             &on_disk("groups = [\"sink:x\"]"),
             &format!(

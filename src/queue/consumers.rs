@@ -15,8 +15,8 @@ use crate::slot_map::{SlotKey, SlotMap};
 pub struct Item {
     /// The number in the topic.
     pub number: MessageNumber,
-    /// When the message arrived, in microseconds.
-    pub since_us: u64,
+    /// When the message arrived, in microseconds. Negative: in an earlier run of the node.
+    pub since_us: i64,
     /// Whether a consumer had the message before and did not acknowledge it.
     pub is_redelivered: bool,
     /// How often the message was handed out and not acknowledged.
@@ -25,6 +25,18 @@ pub struct Item {
     pub is_watched: bool,
     /// The encoded event.
     pub frame: Frame,
+}
+
+impl Item {
+    /// How long ago the message arrived, in microseconds.
+    pub(super) fn age_us(&self, now_us: u64) -> u64 {
+        age_us(now_us, self.since_us)
+    }
+}
+
+/// The time since a message arrived, in microseconds.
+pub(super) fn age_us(now_us: u64, since_us: i64) -> u64 {
+    (now_us as i64).saturating_sub(since_us).max(0) as u64
 }
 
 /// A message that was handed to a consumer and is not finished.

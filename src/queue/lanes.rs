@@ -186,6 +186,17 @@ impl Lanes {
         Some(self.list(client))
     }
 
+    /// Whether a message of a client waits.
+    pub(super) fn has(&self, client: ClientId, number: MessageNumber) -> bool {
+        let lane = self.lanes.get(&client);
+        lane.is_some_and(|lane| lane.waiting.binary_search_by_key(&number, |i| i.number).is_ok())
+    }
+
+    /// The consumer that has messages of a client in flight.
+    pub(super) fn holder(&self, client: ClientId) -> Option<ConsumerKey> {
+        self.lanes.get(&client)?.holder
+    }
+
     /// Whether a lane is delayed.
     pub(super) fn has_delayed(&self) -> bool {
         !self.delays.is_empty()
@@ -197,8 +208,8 @@ impl Lanes {
         }
     }
 
-    /// When the oldest waiting message arrived, in microseconds.
-    pub(super) fn oldest_since_us(&self) -> Option<u64> {
+    /// When the oldest waiting message arrived, in microseconds. Negative: in an earlier run of the node.
+    pub(super) fn oldest_since_us(&self) -> Option<i64> {
         let (_, client) = self.oldest()?;
         self.lanes.get(&client)?.waiting.front().map(|item| item.since_us)
     }

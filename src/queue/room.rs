@@ -283,6 +283,23 @@ impl Room {
         needed
     }
 
+    /// Whether those who wait for room could be granted some if the oldest messages were dropped. What waits to be
+    /// stored cannot be dropped.
+    pub fn lacks_room(&self) -> bool {
+        let first = self.asking.front().map(|&asker| match asker {
+            RoomWaiter::Shard(shard) => self.needed(shard),
+            RoomWaiter::Pushes => Credit { messages: 1, bytes: self.push_wants.unwrap_or(0) },
+        });
+        first.is_some_and(|needed| self.lacks(needed))
+    }
+
+    /// Whether this much could be lent if the oldest messages were dropped, and cannot be now.
+    pub fn lacks(&self, needed: Credit) -> bool {
+        let storable = self.storable();
+        let is_storable = storable.messages >= needed.messages && storable.bytes >= needed.bytes;
+        is_storable && !self.has(needed)
+    }
+
     /// Whether this much can be lent.
     pub fn has(&self, needed: Credit) -> bool {
         let left = self.left();
@@ -307,14 +324,19 @@ impl Room {
             messages: self.bounds.messages.saturating_sub(in_use(|credit| credit.messages)),
             bytes: self.bounds.bytes.saturating_sub(in_use(|credit| credit.bytes)),
         };
-        let at_risk = |part: fn(&Credit) -> usize| part(&self.unstored) + part(&self.lent);
-        let storable = Credit {
-            messages: self.unstored_max.messages.saturating_sub(at_risk(|credit| credit.messages)),
-            bytes: self.unstored_max.bytes.saturating_sub(at_risk(|credit| credit.bytes)),
-        };
+        let storable = self.storable();
         Credit {
             messages: left.messages.min(storable.messages),
             bytes: left.bytes.min(storable.bytes),
+        }
+    }
+
+    /// What may be lent before the log has stored more.
+    fn storable(&self) -> Credit {
+        let at_risk = |part: fn(&Credit) -> usize| part(&self.unstored) + part(&self.lent);
+        Credit {
+            messages: self.unstored_max.messages.saturating_sub(at_risk(|credit| credit.messages)),
+            bytes: self.unstored_max.bytes.saturating_sub(at_risk(|credit| credit.bytes)),
         }
     }
 

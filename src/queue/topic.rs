@@ -20,13 +20,15 @@
 //! - `disk.rs`: a topic whose events are handed out once they are stored.
 //! - `held.rs`: what the topic holds for all groups, and messages for the dead topic.
 //! - `pushed.rs`: messages without credit, of back ends and for a dead topic. `delayed.rs`: messages for later.
-//! - `bounds.rs`: bounds that change while messages wait.
+//! - `bounds.rs`: bounds that change while messages wait. `dropping.rs`: drops what is too old, or for which a full
+//!   topic has no room.
 //!
 //! Times are in microseconds.
 
 mod bounds;
 mod delayed;
 mod disk;
+mod dropping;
 mod figures;
 mod group;
 mod held;
@@ -63,9 +65,6 @@ const WINDOW_MESSAGES: usize = 1024;
 /// Messages that a topic moves per turn because its consumers changed. The others move in later turns.
 const MOVED_PER_TURN: usize = 1024;
 
-/// Messages that a check drops because they are too old. The next check drops the others.
-const AGED_PER_CHECK: usize = 1 << 14;
-
 /// Time without room after which a consumer counts as stalled, in microseconds: messages that wait for it go
 /// to the others, until it finishes one.
 const STALLED_US: u64 = 1_000_000;
@@ -99,6 +98,8 @@ pub enum Effect {
     RoomForPush,
     /// Tell a back end that the event which it has pushed is stored.
     Stored(Requester),
+    /// Tell the home of a topic that the event for which it asked [`Topic::offer_dead`] is stored.
+    DeadStored(Burial),
     /// Tell the client's shard that the watched event of the client has left the topic.
     EventLeft(ClientId),
     /// Tell the client's shard that an event of the client is stored.
@@ -114,6 +115,15 @@ pub enum Effect {
         /// Why it was not settled.
         why: &'static str,
     },
+}
+
+/// A message on its way to a dead topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Burial {
+    /// The shard that waits for the answer.
+    pub asker: ShardId,
+    /// The topic that has the message until then.
+    pub from: Arc<str>,
 }
 
 /// Why a back end cannot become a consumer.
@@ -286,8 +296,14 @@ impl Topic {
         let is_watched = notice.is_left();
         let number = self.next_number;
         self.next_number.0 += 1;
-        let item =
-            Item { number, since_us: now_us, is_redelivered: false, tries: 0, is_watched, frame };
+        let item = Item {
+            number,
+            since_us: now_us as i64,
+            is_redelivered: false,
+            tries: 0,
+            is_watched,
+            frame,
+        };
         match self.is_plain {
             true => self.default_group.push(&mut self.held, now_us, client, item),
             false => self.add_to_groups(now_us, client, &item),
@@ -413,7 +429,8 @@ impl Topic {
         self.each_group(|group, held| group.returned(held, now_us, id, number, pop));
     }
 
-    /// Handles the answer of the dead topic to [`Effect::Bury`].
+    /// Handles the answer of the dead topic to [`Effect::Bury`]. A dead topic on disk answers once the message is
+    /// stored there.
     pub fn buried(&mut self, was_taken: bool) {
         self.held.buried(was_taken);
     }
@@ -426,7 +443,7 @@ impl Topic {
         self.held.room.ask(from, bytes);
         if self.when_full == WhenFull::DropOldest && !self.must_make_room {
             let wanted = self.held.room.wanted_by(from);
-            while !self.held.room.has(wanted) && self.drop_oldest() {}
+            while self.held.room.lacks(wanted) && self.drop_oldest() {}
         }
         self.held.grant_to_asking();
         if self.when_full == WhenFull::Close && self.held.room.refuse(from) {
@@ -501,52 +518,6 @@ impl Topic {
         change(&mut self.default_group, &mut self.held);
         for group in &mut self.groups {
             change(group, &mut self.held);
-        }
-    }
-
-    /// Drops the oldest message that waits in a group, from all groups in which it waits; false if there is none.
-    /// Where the message is in flight, its room is released later.
-    fn drop_oldest(&mut self) -> bool {
-        let Some((number, client)) = self.oldest() else { return false };
-        self.drop_waiting(number, client);
-        self.dropped += 1;
-        true
-    }
-
-    /// Drops messages that wait and are too old.
-    fn drop_aged(&mut self, now_us: u64) {
-        let age_max_us = self.held.policy.age_max_us;
-        if age_max_us == 0 {
-            return;
-        }
-        let mut left = AGED_PER_CHECK;
-        while left > 0
-            && let Some((number, client)) = self.oldest()
-            && let since_us = self.oldest_since_us()
-            && since_us.is_some_and(|since_us| now_us.saturating_sub(since_us) >= age_max_us)
-        {
-            self.drop_waiting(number, client);
-            self.aged += 1;
-            left -= 1;
-        }
-        self.held.grant_to_asking();
-    }
-
-    fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
-        let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest());
-        of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest)).min()
-    }
-
-    /// Drops the first waiting message of a client from all groups in which it waits.
-    fn drop_waiting(&mut self, number: MessageNumber, client: ClientId) {
-        self.each_group(|group, held| {
-            if let Some(item) = group.lanes.drop_first(client, number) {
-                group.backlog -= 1;
-                held.forget(group.place, client, &item);
-            }
-        });
-        for sink in &mut self.sinks {
-            sink.drop_first(&mut self.held, number);
         }
     }
 }

@@ -47,7 +47,7 @@ impl Topic {
         let mut left = max;
         loop {
             self.held.grant_to_asking();
-            let lacks_room = self.held.room.is_exceeded() || self.held.room.has_asking();
+            let lacks_room = self.held.room.is_exceeded() || self.held.room.lacks_room();
             if self.when_full != WhenFull::DropOldest || !lacks_room {
                 break;
             }

@@ -10,10 +10,10 @@
 //! - Marks: before the first consumer of a group is handed anything, the log notes that the group has consumers. After
 //!   a restart, events that such a group may have been handed are marked as redelivered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::held::Held;
-use super::{Effect, Topic};
+use super::{Burial, Effect, Topic};
 use crate::address::{ClientId, ShardId};
 use crate::message::{
     BackendId, Credit, Event, EventNotice, GroupIndex, LogChange, LogFacts, LogNews, MessageNumber,
@@ -44,6 +44,8 @@ pub(super) struct OnDisk {
     unstored: VecDeque<Unstored>,
     // For the log, in order.
     changes: Vec<LogChange>,
+    // Dropped events whose room was released, and that the log has not reported as free.
+    released: Credit,
 }
 
 /// One group, as far as it concerns the log.
@@ -56,6 +58,9 @@ struct GroupOnDisk {
     mark: Mark,
     // Consumers that wait for the mark.
     starting: Vec<BackendId>,
+    // Events that were dropped while a read was in progress, which may bring them. At most as many as the windows of
+    // the other groups hold.
+    dropped: BTreeSet<MessageNumber>,
 }
 
 /// Whether the log has noted that a group has consumers.
@@ -86,6 +91,8 @@ pub(super) enum StoredFor {
     Shard(ShardId),
     /// A back end, until a time in milliseconds.
     Push(Requester, u64),
+    /// A topic whose dead topic this is.
+    Burial(Burial),
     /// Nobody.
     Nobody,
 }
@@ -113,6 +120,17 @@ impl OnDisk {
         self.changes.push(LogChange::Settle { group, number: item.number, bytes });
     }
 
+    /// The part of what the log reports as free whose room was not released before.
+    fn freed_now(&mut self, freed: Credit) -> Credit {
+        let known = Credit {
+            messages: freed.messages.min(self.released.messages),
+            bytes: freed.bytes.min(self.released.bytes),
+        };
+        self.released.messages -= known.messages;
+        self.released.bytes -= known.bytes;
+        Credit { messages: freed.messages - known.messages, bytes: freed.bytes - known.bytes }
+    }
+
     /// Whether a group may be handed events.
     fn is_consumed(&self, group: GroupIndex) -> bool {
         self.groups[usize::from(group.0)].mark == Mark::Consumed
@@ -122,7 +140,14 @@ impl OnDisk {
 impl GroupOnDisk {
     fn new(next: MessageNumber) -> Self {
         let in_memory = Credit::default();
-        Self { next, in_memory, is_reading: false, mark: Mark::Unconsumed, starting: Vec::new() }
+        Self {
+            next,
+            in_memory,
+            is_reading: false,
+            mark: Mark::Unconsumed,
+            starting: Vec::new(),
+            dropped: BTreeSet::new(),
+        }
     }
 
     fn holds_less_than(&self, part: usize) -> bool {
@@ -153,6 +178,7 @@ impl Topic {
             stored: facts.stored,
             unstored: VecDeque::new(),
             changes: Vec::new(),
+            released: Credit::default(),
         }));
         self.next_number = facts.stored;
         self.is_plain = false;
@@ -238,9 +264,35 @@ impl Topic {
             let of_group = &mut self.disk_mut().groups[place];
             of_group.next = of_group.next.max(read.next);
             of_group.is_reading = false;
+            of_group.dropped.clear();
         }
-        self.held.room.release_stored(news.freed);
+        let freed = self.disk_mut().freed_now(news.freed);
+        self.held.room.release_stored(freed);
         self.held.grant_to_asking();
+        self.note_lack_of_room();
+    }
+
+    /// Drops a stored event for the groups that have not got it from the log. Its room is released at once, unless a
+    /// group has the event, or it is on the way to the dead topic.
+    pub(super) fn drop_stored(&mut self, number: MessageNumber, client: ClientId, bytes: usize) {
+        let is_held = self.all_groups().any(|group| group.has(client, number))
+            || self.sinks.iter().any(|sink| sink.has(number))
+            || self.held.dead_numbers().any(|dead| dead == number);
+        let disk = self.disk_mut();
+        for (group, of_group) in (0..).map(GroupIndex).zip(&mut disk.groups) {
+            if of_group.next <= number {
+                disk.changes.push(LogChange::Settle { group, number, bytes });
+                if of_group.is_reading {
+                    of_group.dropped.insert(number);
+                }
+            }
+        }
+        if !is_held {
+            let dropped = Credit { messages: 1, bytes };
+            disk.released.messages += 1;
+            disk.released.bytes += bytes;
+            self.held.room.release_stored(dropped);
+        }
     }
 
     /// Takes the first event that was not stored and is now.
@@ -257,6 +309,7 @@ impl Topic {
         match source {
             StoredFor::Shard(shard) => self.held.top_up(shard),
             StoredFor::Push(requester, _) => self.held.effects.push_back(Effect::Stored(requester)),
+            StoredFor::Burial(burial) => self.held.effects.push_back(Effect::DeadStored(burial)),
             StoredFor::Nobody => {}
         }
         match notice {
@@ -266,6 +319,7 @@ impl Topic {
                 self.held.effects.push_back(Effect::EventStored(client, receipt));
             }
         }
+        let since_us = since_us as i64;
         let item =
             Item { number, since_us, is_redelivered: false, tries: 0, is_watched: false, frame };
         for place in 0..self.disk_mut().groups.len() {
@@ -280,9 +334,17 @@ impl Topic {
 
     fn take_read(&mut self, now_us: u64, unix_start_us: u64, place: usize, event: StoredEvent) {
         let StoredEvent { number, client, unix_ms, is_redelivered, frame } = event;
-        let disk = self.disk_mut();
-        let since_us = (unix_ms * 1000).saturating_sub(unix_start_us);
-        disk.groups[place].take(frame.bytes().len());
+        let since_us = (unix_ms * 1000).cast_signed().saturating_sub_unsigned(unix_start_us);
+        let is_aged = self.is_aged(now_us, since_us);
+        let of_group = &mut self.disk_mut().groups[place];
+        if of_group.dropped.contains(&number) {
+            return;
+        }
+        if is_aged {
+            self.aged += 1;
+            return self.drop_stored(number, client, frame.bytes().len());
+        }
+        of_group.take(frame.bytes().len());
         let item = Item { number, since_us, is_redelivered, tries: 0, is_watched: false, frame };
         self.push_to(now_us, place, client, item);
     }
@@ -382,8 +444,11 @@ impl Topic {
         let next_number = disk.stored.0 + disk.unstored.len() as u64;
         assert_eq!(self.next_number, MessageNumber(next_number));
         for group in self.all_groups() {
-            let in_memory = group.check(disk.stored);
+            let mut in_memory = group.check(disk.stored);
             if group.name.is_some() || disk.has_default_group {
+                let dead = self.held.dead_of(group.place);
+                in_memory.messages += dead.messages;
+                in_memory.bytes += dead.bytes;
                 assert_eq!(disk.groups[usize::from(group.place.0)].in_memory, in_memory);
             }
         }

@@ -5,6 +5,7 @@ use super::group::Group;
 use super::sink::SinkGroup;
 use crate::address::NodeId;
 use crate::metrics::{Durations, GroupReport, TopicReport};
+use crate::queue::consumers::age_us;
 
 impl Topic {
     /// Messages held, including those in flight.
@@ -65,7 +66,7 @@ impl Topic {
             messages: held.messages as u64,
             bytes: held.bytes as u64,
             consumers: self.own_consumers() as u64,
-            oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
+            oldest_ms: since_us.map_or(0, |since_us| age_us(now_us, since_us) / 1000),
             groups: self.group_reports(now_us),
             sinks: self
                 .sinks
@@ -86,8 +87,8 @@ impl Topic {
         self.all_groups().map(|group| group.consumers.count_of(self.node)).sum()
     }
 
-    /// Returns since when the oldest waiting message waits. `None`: none waits.
-    pub(super) fn oldest_since_us(&self) -> Option<u64> {
+    /// Returns since when the oldest waiting message waits, in microseconds. `None`: none waits.
+    pub(super) fn oldest_since_us(&self) -> Option<i64> {
         let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest_since_us());
         of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest_waiting_us)).min()
     }

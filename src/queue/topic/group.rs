@@ -302,6 +302,14 @@ impl Group {
         }
     }
 
+    /// Whether a message of a client waits, is in flight to a consumer, or taken.
+    pub(super) fn has(&self, client: ClientId, number: MessageNumber) -> bool {
+        let holder = self.lanes.holder(client).and_then(|key| self.consumers.get(key));
+        self.lanes.has(client, number)
+            || self.taken.contains(number)
+            || holder.is_some_and(|consumer| consumer.place_of(number).is_some())
+    }
+
     /// Whether a back end has joined the group and not left it.
     pub(super) fn has_joined(&self, id: BackendId) -> bool {
         let key = self.consumers.find(id);
@@ -403,7 +411,7 @@ impl Group {
     fn finish(&mut self, held: &mut Held, now_us: u64, key: ConsumerKey, at: usize) {
         let removed = self.consumers[key].remove(at);
         let InFlight { client, item, .. } = removed.expect("the place was looked up");
-        held.waits.add(now_us.saturating_sub(item.since_us));
+        held.waits.add(item.age_us(now_us));
         held.forget(self.place, client, &item);
         self.finish_lane(client);
     }

@@ -41,6 +41,7 @@ pub(super) struct Held {
 /// A message for the dead topic.
 #[derive(Debug)]
 struct DeadMessage {
+    group: GroupIndex,
     client: ClientId,
     item: Item,
     why: &'static str,
@@ -117,9 +118,15 @@ impl Held {
         }
     }
 
-    /// Takes a message that was handed out too often.
-    pub(super) fn bury(&mut self, client: ClientId, item: Item, why: &'static str) {
-        self.dead.push_back(DeadMessage { client, item, why });
+    /// Takes a message that a group was handed too often.
+    pub(super) fn bury(
+        &mut self,
+        group: GroupIndex,
+        client: ClientId,
+        item: Item,
+        why: &'static str,
+    ) {
+        self.dead.push_back(DeadMessage { group, client, item, why });
         self.bury_next();
     }
 
@@ -130,7 +137,7 @@ impl Held {
 
     /// Sends the first message to the dead topic, unless one is on its way.
     pub(super) fn bury_next(&mut self) {
-        let Some(DeadMessage { client, item, why }) = self.dead.front() else { return };
+        let Some(DeadMessage { client, item, why, .. }) = self.dead.front() else { return };
         if !self.is_burying {
             self.is_burying = true;
             let (client, tries, why) = (*client, item.tries, *why);
@@ -142,9 +149,8 @@ impl Held {
     /// Handles the answer of the dead topic. A message that was not taken waits for the next check.
     pub(super) fn buried(&mut self, was_taken: bool) {
         self.is_burying = false;
-        if was_taken && let Some(DeadMessage { client, item, .. }) = self.dead.pop_front() {
-            // No topic on disk has a dead topic.
-            self.forget(GroupIndex(0), client, &item);
+        if was_taken && let Some(DeadMessage { group, client, item, .. }) = self.dead.pop_front() {
+            self.forget(group, client, &item);
             self.grant_to_asking();
             self.bury_next();
         }
@@ -164,6 +170,15 @@ impl Held {
     /// The numbers of messages for the dead topic.
     pub(super) fn dead_numbers(&self) -> impl Iterator<Item = MessageNumber> {
         self.dead.iter().map(|dead| dead.item.number)
+    }
+
+    /// Messages of a group for the dead topic, and their bytes. Costs a look at every such message.
+    pub(super) fn dead_of(&self, group: GroupIndex) -> Credit {
+        let dead = self.dead.iter().filter(|dead| dead.group == group);
+        dead.fold(Credit::default(), |sum, dead| Credit {
+            messages: sum.messages + 1,
+            bytes: sum.bytes + dead.item.frame.bytes().len(),
+        })
     }
 
     /// The groups that have not settled each message, of a topic with more than one group.

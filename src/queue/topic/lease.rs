@@ -88,7 +88,7 @@ impl Group {
         let tries_max = held.policy.tries;
         if tries_max > 0 && item.tries >= tries_max {
             self.dead += 1;
-            held.bury(client, item, why);
+            held.bury(self.place, client, item, why);
             self.finish_lane(client);
             return false;
         }

@@ -1,6 +1,6 @@
 //! Messages without credit: events that back ends push, and messages for a dead topic.
 
-use super::{StoredFor, Topic, WhenFull};
+use super::{Burial, StoredFor, Topic, WhenFull};
 use crate::message::{Credit, Event};
 
 impl Topic {
@@ -16,11 +16,26 @@ impl Topic {
         has_room
     }
 
+    /// Adds an event of another topic, which it was handed out in too often. `None`: [`Effect::DeadStored`] tells when
+    /// the event is in; otherwise whether it is.
+    ///
+    /// [`Effect::DeadStored`]: super::Effect::DeadStored
+    pub fn offer_dead(&mut self, now_us: u64, event: Event, burial: Burial) -> Option<bool> {
+        if !self.is_on_disk() {
+            return Some(self.offer(now_us, event));
+        }
+        if !self.take_room(event.frame.bytes().len()) {
+            return Some(false);
+        }
+        self.store(now_us, StoredFor::Burial(burial), event);
+        None
+    }
+
     /// Takes room for an event without credit; false if there is none.
     pub(super) fn take_room(&mut self, bytes: usize) -> bool {
         let needed = Credit { messages: 1, bytes };
         if self.when_full == WhenFull::DropOldest && !self.must_make_room {
-            while !self.held.room.has(needed) && self.drop_oldest() {}
+            while self.held.room.lacks(needed) && self.drop_oldest() {}
         }
         let has_room = self.held.room.has(needed);
         if has_room {

@@ -11,7 +11,7 @@ use super::held::Held;
 use crate::address::ClientId;
 use crate::message::{GroupIndex, MessageNumber, SinkFigures, SinkRun};
 use crate::metrics::SinkReport;
-use crate::queue::consumers::Item;
+use crate::queue::consumers::{Item, age_us};
 
 /// Events that the sink has and the engine has not acknowledged. Further ones wait in the topic.
 pub(super) const WINDOW_MESSAGES: usize = 1 << 13;
@@ -133,7 +133,7 @@ impl SinkGroup {
         for number in settled {
             let Some((client, item)) = self.in_flight.remove(number) else { continue };
             self.in_flight_bytes -= item.frame.bytes().len();
-            held.waits.add(now_us.saturating_sub(item.since_us));
+            held.waits.add(item.age_us(now_us));
             held.forget(self.place, client, &item);
         }
         true
@@ -144,24 +144,29 @@ impl SinkGroup {
         self.waiting.front().map(|(client, item)| (item.number, *client))
     }
 
-    /// When the oldest event that waits arrived, in microseconds.
-    pub(super) fn oldest_waiting_us(&self) -> Option<u64> {
+    /// When the oldest event that waits arrived, in microseconds. Negative: in an earlier run of the node.
+    pub(super) fn oldest_waiting_us(&self) -> Option<i64> {
         self.waiting.front().map(|(_, item)| item.since_us)
     }
 
     /// When the oldest event that the engine has not acknowledged arrived, in microseconds.
-    fn oldest_since_us(&self) -> Option<u64> {
+    fn oldest_since_us(&self) -> Option<i64> {
         let in_flight = self.in_flight.first_key_value().map(|(_, (_, item))| item.since_us);
         in_flight.or(self.oldest_waiting_us())
     }
 
-    /// Drops the first event that waits if it has this number.
-    pub(super) fn drop_first(&mut self, held: &mut Held, number: MessageNumber) {
-        if self.oldest().is_some_and(|(oldest, _)| oldest == number)
-            && let Some((client, item)) = self.waiting.pop_front()
-        {
-            held.forget(self.place, client, &item);
-        }
+    /// Whether an event waits, or the engine has not acknowledged it.
+    pub(super) fn has(&self, number: MessageNumber) -> bool {
+        self.in_flight.contains_key(&number)
+            || self.waiting.binary_search_by_key(&number, |(_, item)| item.number).is_ok()
+    }
+
+    /// Drops the first event that waits if it has this number, and returns its bytes.
+    pub(super) fn drop_first(&mut self, held: &mut Held, number: MessageNumber) -> Option<usize> {
+        self.oldest().filter(|&(oldest, _)| oldest == number)?;
+        let (client, item) = self.waiting.pop_front()?;
+        held.forget(self.place, client, &item);
+        Some(item.frame.bytes().len())
     }
 
     /// Drops all events: the sink was removed.
@@ -185,7 +190,7 @@ impl SinkGroup {
         SinkReport {
             name: self.name.to_string(),
             lag: self.backlog() as u64 + unread,
-            lag_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
+            lag_ms: since_us.map_or(0, |since_us| age_us(now_us, since_us) / 1000),
             delivered: self.past.delivered + self.figures.delivered,
             batches: self.past.batches + self.figures.batches,
             retries: self.past.retries + self.figures.retries,

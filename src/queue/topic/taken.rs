@@ -48,6 +48,11 @@ impl Taken {
         (!self.is_empty()).then_some(self.progress_us)
     }
 
+    /// Whether a message is taken.
+    pub(super) fn contains(&self, number: MessageNumber) -> bool {
+        self.messages.contains_key(&number)
+    }
+
     /// The messages, and the consumer that holds their lanes.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ConsumerKey, &InFlight)> {
         self.messages.values().filter_map(|taken| Some((self.holder?, taken)))
@@ -134,7 +139,7 @@ impl Group {
             return false;
         };
         self.progress_taken(now_us);
-        held.waits.add(now_us.saturating_sub(item.since_us));
+        held.waits.add(item.age_us(now_us));
         held.forget(self.place, client, &item);
         self.finish_lane(client);
         true

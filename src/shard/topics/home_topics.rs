@@ -1,6 +1,7 @@
 //! The topics whose home is this shard. All shards of the node feed them; back ends of all nodes
 //! consume them.
 
+mod dead;
 mod pushes;
 
 use std::collections::VecDeque;
@@ -11,14 +12,13 @@ use hashbrown::HashMap;
 use super::logs::ChangedLogs;
 use super::sinks::OutgoingEvents;
 use crate::address::placement::home_of_topic;
-use crate::address::{ClientId, NodeId, ShardId};
+use crate::address::{NodeId, ShardId};
 use crate::message::{
     BackendId, ClientReply, Credit, Event, FromConsumer, FromFeeder, GridMessage, LocalMessage,
     SettleTaken, StaleTaken, Terms, ToConsumer, ToFeeder,
 };
 use crate::metrics::{Durations, TopicReport};
-use crate::protocol::api::{self, Code, Death, Fault};
-use crate::protocol::frame::Frame;
+use crate::protocol::api::{Code, Death, Fault};
 use crate::queue::topic::{Effect, JoinError, Topic};
 use crate::shard::settings::{Settings, TopicRules};
 use crate::shard::turn::Turn;
@@ -197,40 +197,6 @@ impl HomeTopics {
         StaleTaken { topic, events: stale.unwrap_or(events) }
     }
 
-    /// Takes an event that was handed out too often in another topic, if the dead topic has room. An event that
-    /// can never fit is dropped.
-    pub(in crate::shard) fn handle_bury(
-        &mut self,
-        turn: &mut Turn,
-        asker: ShardId,
-        to: &Arc<str>,
-        from: Arc<str>,
-        client: ClientId,
-        frame: Frame,
-    ) {
-        let is_oversized = frame.bytes().len() > turn.settings.queue.event_bytes_max(to);
-        let mut was_taken = is_oversized;
-        if is_oversized {
-            turn.counters.oversized += 1;
-        } else if self.ensure(turn, to) {
-            let event = Event::new(client, frame);
-            let now_us = turn.now.us;
-            self.change(turn, to, |home| was_taken = home.offer(now_us, event));
-            turn.counters.dead += u64::from(was_taken);
-        }
-        turn.send_local(asker, LocalMessage::Buried(from, was_taken));
-    }
-
-    /// Handles the answer of a dead topic.
-    pub(in crate::shard) fn handle_buried(
-        &mut self,
-        turn: &mut Turn,
-        topic: &Arc<str>,
-        was_taken: bool,
-    ) {
-        self.change(turn, topic, |home| home.buried(was_taken));
-    }
-
     /// Starts deliveries to a consumer that has joined a topic.
     pub(in crate::shard) fn start(
         &mut self,
@@ -280,7 +246,7 @@ impl HomeTopics {
                 Effect::Bury { client, frame, tries, why } => {
                     let death = Death { topic, tries, why };
                     match turn.settings.queue.dead_topic_of(topic).cloned() {
-                        Some(to) => bury(turn, death, topic, to, client, &frame),
+                        Some(to) => dead::bury(turn, death, topic, to, client, &frame),
                         // A reload has removed the dead topic meanwhile.
                         None => {
                             turn.counters.dropped += 1;
@@ -288,6 +254,7 @@ impl HomeTopics {
                         }
                     }
                 }
+                Effect::DeadStored(burial) => dead::answer(turn, burial, true),
                 Effect::Evict(backend) => tell_consumer(turn, topic, backend, ToConsumer::Evict),
                 Effect::Grant(shard, credit) => {
                     tell_feeder(turn, topic, shard, ToFeeder::Credit(credit));
@@ -520,23 +487,6 @@ fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &Fro
         FromFeeder::Returned(_) => return,
     };
     tell_feeder(turn, topic, from, answer);
-}
-
-/// Sends an event to its dead topic.
-fn bury(
-    turn: &mut Turn,
-    death: Death<'_>,
-    from: &Arc<str>,
-    to: Arc<str>,
-    client: ClientId,
-    frame: &Frame,
-) {
-    let (mut out, mut scratch) = (Vec::new(), std::mem::take(&mut turn.scratch));
-    api::put_dead(&mut out, &mut scratch, frame, &to, death);
-    turn.scratch = scratch;
-    let (from, frame) = (from.clone(), Frame::from_encoded(&out));
-    let home = home_of_topic(&to, turn.settings.shards);
-    turn.send_local(home, LocalMessage::Bury { to, from, client, frame });
 }
 
 fn tell_feeder(turn: &mut Turn, topic: &Arc<str>, to: ShardId, message: ToFeeder) {

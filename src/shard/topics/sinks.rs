@@ -96,7 +96,7 @@ impl HomeTopics {
             events.push(SinkEvent {
                 number: item.number,
                 client: *client,
-                arrived_unix_ms: (unix_start_us + item.since_us) / 1000,
+                arrived_unix_ms: unix_start_us.saturating_add_signed(item.since_us) / 1000,
                 frame: item.frame.clone(),
             });
         };

@@ -23,6 +23,7 @@ struct Bench {
     // Changes that the topic has made and the log has not taken.
     sent: VecDeque<ToLog>,
     now_us: u64,
+    unix_start_us: u64,
 }
 
 fn log_groups() -> Vec<Option<Arc<str>>> {
@@ -41,7 +42,14 @@ impl Bench {
         let bounds = Bounds { messages, bytes: 64 << 20 };
         let topic = Topic::new(NODE, bounds, WhenFull::Hold, 1).with_groups(&["audit".into()]);
         let topic = topic.on_disk(&keeper.facts());
-        Self { topic, keeper, files, sent: VecDeque::new(), now_us: 0 }
+        Self {
+            topic,
+            keeper,
+            files,
+            sent: VecDeque::new(),
+            now_us: 0,
+            unix_start_us: UNIX_START_US,
+        }
     }
 
     /// Passes on what the topic has for the log.
@@ -49,7 +57,7 @@ impl Bench {
         if self.topic.update_log() {
             let changes = self.topic.take_log_changes();
             let topic = TOPIC.into();
-            self.sent.push_back(ToLog { topic, unix_start_us: UNIX_START_US, changes });
+            self.sent.push_back(ToLog { topic, unix_start_us: self.unix_start_us, changes });
         }
     }
 
@@ -74,7 +82,7 @@ impl Bench {
                 }
                 return;
             };
-            self.topic.handle_news(self.now_us, UNIX_START_US, message.news);
+            self.topic.handle_news(self.now_us, self.unix_start_us, message.news);
             self.topic.check();
         }
     }
@@ -276,6 +284,126 @@ fn a_group_that_lags_reads_what_memory_does_not_hold_and_nothing_twice() {
         bench.store();
     }
     assert_eq!((count, bench.topic.messages(), bench.files.len()), (96, 0, 1));
+}
+
+/// The bench of a topic that is full with these events: one of each client, from 1 on.
+fn filled(when_full: WhenFull) -> Bench {
+    let mut bench = Bench::new(8);
+    bench.topic.set_bounds(Bounds { messages: 8, bytes: 64 << 20 }, when_full);
+    for (client, text) in (1..).zip(["a", "b", "c", "d", "e", "f"]) {
+        assert!(bench.push(client, text));
+        bench.store();
+    }
+    effects(&mut bench.topic);
+    bench
+}
+
+#[test]
+fn a_full_topic_on_disk_drops_its_oldest_for_all_groups_and_for_good() {
+    let mut bench = filled(WhenFull::DropOldest);
+    assert!(bench.push(7, "g") && bench.push(8, "h"));
+    assert_eq!((bench.topic.take_dropped(), bench.topic.messages()), (2, 6));
+    bench.store();
+    assert_eq!(bench.topic.messages(), 6, "the room of a dropped event is released once");
+    let mut restarted = Bench::open(bench.files, 8);
+    assert_eq!(restarted.topic.messages(), 6);
+    restarted.join(1, None);
+    restarted.join(2, Some("audit"));
+    restarted.store();
+    let mut texts = restarted.texts();
+    texts.sort_unstable();
+    assert_eq!(texts, ["c", "c", "d", "d", "e", "e", "f", "f", "g", "g", "h", "h"]);
+}
+
+#[test]
+fn an_event_in_flight_is_not_dropped_from_its_consumer_and_keeps_its_room() {
+    let mut bench = filled(WhenFull::DropOldest);
+    bench.join(1, None);
+    bench.store();
+    let handed = bench.handed();
+    assert_eq!(handed.len(), 6);
+    assert!(!bench.push(7, "g"), "all events are in flight in one group");
+    assert_eq!((bench.topic.take_dropped(), bench.topic.messages()), (6, 6));
+    let numbers: Vec<_> = handed.iter().map(|(_, _, number, _)| *number).collect();
+    bench.topic.settled(0, consumer(1), &numbers);
+    bench.store();
+    assert_eq!(bench.topic.messages(), 0);
+    assert!(bench.push(7, "g"));
+}
+
+#[test]
+fn events_grow_old_on_disk_too_also_over_a_restart() {
+    let policy = Policy { age_max_us: 3_000_000, ..Policy::default() };
+    let mut bench = filled(WhenFull::Hold);
+    bench.topic.set_policy(policy);
+    bench.topic.handle_timeout(2_999_999);
+    assert_eq!((bench.topic.take_aged(), bench.topic.messages()), (0, 6));
+    bench.store();
+    let files = bench.files.clone();
+    bench.topic.handle_timeout(3_000_000);
+    assert_eq!((bench.topic.take_aged(), bench.topic.messages()), (6, 0));
+    bench.store();
+    assert_eq!(Bench::open(bench.files, 8).topic.messages(), 0);
+    // The events have waited for two seconds before the clock of this run began.
+    let mut restarted = Bench::open(files, 8);
+    restarted.unix_start_us += 2_000_000;
+    restarted.topic.set_policy(policy);
+    restarted.store();
+    restarted.topic.handle_timeout(999_999);
+    assert_eq!(restarted.topic.take_aged(), 0);
+    restarted.topic.handle_timeout(1_000_000);
+    assert_eq!((restarted.topic.take_aged(), restarted.topic.messages()), (6, 0));
+    restarted.store();
+    assert_eq!(restarted.topic.messages(), 0);
+}
+
+#[test]
+fn an_event_that_is_too_old_when_it_is_read_is_not_handed_out() {
+    let mut restarted = Bench::open(filled(WhenFull::Hold).files, 8);
+    restarted.unix_start_us += 4_000_000;
+    restarted.topic.set_policy(Policy { age_max_us: 3_000_000, ..Policy::default() });
+    restarted.join(1, None);
+    restarted.store();
+    assert_eq!(restarted.texts(), [""; 0]);
+    assert_eq!((restarted.topic.take_aged(), restarted.topic.messages()), (6, 0));
+}
+
+#[test]
+fn an_event_for_the_dead_topic_is_settled_once_that_has_taken_it() {
+    let mut bench = Bench::new(8);
+    bench.topic.set_policy(Policy { tries: 1, ..Policy::default() });
+    bench.push(1, "a");
+    bench.join(1, None);
+    bench.store();
+    let number = bench.handed()[0].2;
+    bench.topic.refused(0, consumer(1), &[number], 0);
+    let dead = effects(&mut bench.topic);
+    assert!(matches!(dead[..], [Effect::Bury { tries: 1, why: "nack", .. }]), "{dead:?}");
+    bench.store();
+    // A crash here: the event is in the log.
+    let mut restarted = Bench::open(bench.files.clone(), 8);
+    restarted.join(1, None);
+    restarted.store();
+    assert_eq!(restarted.texts(), ["a"]);
+    bench.topic.buried(true);
+    bench.store();
+    let mut restarted = Bench::open(bench.files, 8);
+    restarted.join(1, None);
+    restarted.store();
+    assert_eq!(restarted.texts(), [""; 0]);
+}
+
+#[test]
+fn a_dead_topic_on_disk_answers_once_it_has_stored_the_event() {
+    let mut bench = Bench::new(8);
+    let burial = Burial { asker: FEEDER, from: "orders".into() };
+    assert_eq!(bench.topic.offer_dead(0, event(1, 1), burial.clone()), None);
+    assert!(effects(&mut bench.topic).is_empty());
+    bench.store();
+    let stored = effects(&mut bench.topic);
+    assert!(matches!(&stored[..], [Effect::DeadStored(of)] if *of == burial), "{stored:?}");
+    let mut full = filled(WhenFull::Hold);
+    assert_eq!(full.topic.offer_dead(0, event(1, 1), burial), Some(false));
 }
 
 /// Numbers from a seed (SplitMix64).
