@@ -1,0 +1,69 @@
+// What a device does with the JavaScript client, in Node and in a browser. `ask` has the test do something on
+// its side and resolves with its answer.
+
+export async function scenario(connect, urls, ask) {
+  let node = 0;
+  const connection = connect(() => urls[node]);
+  const messages = arrivals();
+  const closes = arrivals();
+  const opens = arrivals();
+  connection.on("close", (close) => {
+    node = 1;
+    closes.put(close);
+  });
+  connection.on("open", opens.put);
+  connection.on("error", (error) => closes.put(error));
+
+  const subscribed = await connection.subscribe("news", (data, { channel }) => messages.put([channel, data]));
+  same(subscribed.missed, 0);
+  await ask("publish first");
+  same(await messages.next(), ["news", "first"]);
+  await ask("publish_binary AAH/");
+  const [, bytes] = await messages.next();
+  same(bytes instanceof Uint8Array && [...bytes], [0, 1, 255]);
+
+  await connection.push("hello");
+  same(await ask("event"), "text hello");
+  await connection.push(bytes);
+  same(await ask("event"), "binary AAH/");
+  const refused = await connection.subscribe("forbidden", () => {}).catch((error) => error);
+  same(refused.code, 102);
+
+  await opens.next();
+  await ask("kill");
+  const lost = await closes.next();
+  same([lost.code, lost.retryMs >= 500 && lost.retryMs <= 1000], [1006, true]);
+  const waited = connection.push("from the other node");
+  await opens.next();
+  // Calls are answered in order: with this one the channel is subscribed again.
+  await waited;
+  same(await ask("event"), "text from the other node");
+  await ask("publish second");
+  same(await messages.next(), ["news", "second"]);
+
+  await connection.unsubscribe("news");
+  await ask("publish to nobody");
+  await ask("close");
+  same(await closes.next(), { code: 4001, reason: "banned", retryMs: null });
+  same([connection.state, messages.count()], ["closed", 0]);
+}
+
+/** What arrives, and who waits for it. */
+function arrivals() {
+  const values = [];
+  let wanted = null;
+  return {
+    put(value) {
+      if (wanted) wanted(value);
+      else values.push(value);
+      wanted = null;
+    },
+    next: () => (values.length > 0 ? values.shift() : new Promise((resolve) => (wanted = resolve))),
+    count: () => values.length,
+  };
+}
+
+function same(got, expected) {
+  const [a, b] = [got, expected].map((value) => JSON.stringify(value));
+  if (a !== b) throw new Error(`${a} instead of ${b}`);
+}
