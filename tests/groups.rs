@@ -74,6 +74,9 @@ fn an_event_that_is_given_back_too_often_goes_to_the_dead_topic() {
         ("poison", &json!("plain.dead"), &first["c"])
     );
     assert_eq!(dead["dead"], json!({ "t": "plain", "tries": 2, "why": "nack" }));
+    // No warning: the configuration names the topic, although no route feeds it.
+    let answer = server.backend().ask("queue.pop", &json!({ "t": ["plain.dead"] }));
+    assert_eq!(answer["r"], json!({ "s": true }));
     shows_groups(&server);
     device.send_text("food");
     assert_eq!(data(&event(&mut worker)), "food");

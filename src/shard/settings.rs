@@ -89,9 +89,12 @@ impl Settings {
         self.process.first_bounds.unwrap_or(self.queue.bounds)
     }
 
-    /// Whether a route of this node puts events into a topic.
-    pub fn feeds(&self, topic: &str) -> bool {
-        self.topics().any(|fed| &**fed == topic)
+    /// Whether the configuration names a topic: a route feeds it, it has rules of its own, or it is the dead topic of
+    /// another.
+    pub fn names_topic(&self, topic: &str) -> bool {
+        let rules = &self.queue.rules;
+        let is_dead_topic = || rules.values().any(|rules| rules.dead.as_deref() == Some(topic));
+        rules.contains_key(topic) || self.topics().any(|fed| &**fed == topic) || is_dead_topic()
     }
 
     /// Yields the topics of the routes, repeated ones too.

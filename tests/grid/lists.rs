@@ -32,7 +32,7 @@ fn any_node_lists_all_nodes_and_names_one_that_is_frozen_or_dead() {
     grid.nodes[2].kill();
     until_within(DEADLINE, || {
         let list = grid.nodes[0].backend().done("node.list", &json!({}));
-        states(&list) == [(1, "up"), (2, "up")] && list["missing"] == json!([])
+        states(&list) == [(1, "up"), (2, "up"), (3, "lost")] && list["missing"] == json!([])
     });
 }
 

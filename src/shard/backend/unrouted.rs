@@ -1,7 +1,6 @@
-//! Warns of topics that a back end consumes although no route of this node feeds them: the name may
-//! be misspelt. Consuming such a topic is allowed, since it may still receive the reports of a lost
-//! node, or get a route with the next restart. The answer to the back end and the log name the
-//! topic.
+//! Warns of topics that a back end consumes although no route of this node feeds them and the configuration does not name
+//! them otherwise: the name may be misspelt. Consuming such a topic is allowed, since it may still receive the reports of a
+//! lost node, or get a route with the next restart. The answer to the back end and the log name the topic.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ const LOGGED_MAX: usize = 64;
 /// The number of topics that one answer names. The others are counted.
 const NAMED_MAX: usize = 4;
 
-/// Topics without a route that the log has named.
+/// Topics that the configuration does not name and the log has named.
 #[derive(Debug, Default)]
 pub(super) struct UnroutedTopics {
     // At most LOGGED_MAX.
@@ -45,7 +44,7 @@ impl UnroutedTopics {
 }
 
 impl Backends {
-    /// Returns the answer to a successful `queue.pop`, with a warning if no route feeds a topic. In
+    /// Returns the answer to a successful `queue.pop`, with a warning if the configuration does not name a topic. In
     /// a grid the warning is about this node only, since the routes of other nodes are not known.
     pub(super) fn answer_to_pop(
         &mut self,
@@ -55,7 +54,7 @@ impl Backends {
         pop: PopId,
     ) -> Reply {
         let mut unrouted = topics_of(connections, key, pop);
-        unrouted.retain(|topic| !turn.settings.feeds(topic));
+        unrouted.retain(|topic| !turn.settings.names_topic(topic));
         if unrouted.is_empty() {
             return Reply::Done;
         }
