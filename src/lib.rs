@@ -47,6 +47,8 @@
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is a call of a device carried out, and when is its `push` answered? | `shard::client::device`; `Effect::EventStored` of `queue::topic` |
+//! | Where does a device renew its token? | `shard::client::renewal`; a token whose key is missing waits in `shard::admission` |
+//! | Where is a device told when to come back? | `hint_close` in `shard::connection::device` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
 //! | Where does the lease of an event end? | an acknowledgement: `shard::backend::acknowledge`, then `queue::topic`; a refusal or the time: `refused` and `expire_leases` in `queue::topic::lease` |
 //! | Where is an event taken over HTTP? | `shard::backend::takes` joins the topics, waits and answers; the event stays with `queue::topic::taken` until `shard::backend::settle` |

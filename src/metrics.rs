@@ -132,7 +132,7 @@ counters! {
         wrong_credentials: "Requests refused with 429: too many wrong credentials from their address",
         taps: "Calls of tap.start refused, and taps that a shard had no room for",
         verifications: "Requests refused with 503: too many credentials waited to be verified",
-        waiting_handshakes: "Handshakes refused with 503: too many waited for keys or an admission hook",
+        waiting_handshakes: "Handshakes refused with 503, and new tokens with 103: too many waited for keys or an admission hook",
         client_ids: "Handshakes refused with 503: clients arrived faster than ids are available",
         tls_handshakes: "Steps of TLS handshakes postponed to a later turn",
         descriptors: "Times accepting paused for lack of file descriptors",
@@ -187,7 +187,7 @@ pub struct Report {
     pub pending_calls: u64,
     /// Back ends with a fan-out in progress.
     pub unfinished_fanouts: u64,
-    /// Handshakes that wait for keys or an admission hook.
+    /// Handshakes that wait for keys or an admission hook, and new tokens that wait for keys.
     pub waiting_handshakes: u64,
     /// Calls of `queue.take` that wait for events.
     pub waiting_takes: u64,

@@ -8,9 +8,11 @@ use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use gridcast::protocol::token::{SigningKey, TokenAlgorithm};
 use serde_json::{Value, json};
-use support::{Grid, Socket};
+use support::{Grid, Server, Socket};
 
 /// Node with a WebSocket of its own: from version 22, or with a flag from 20.10.
 fn node() -> Option<Command> {
@@ -39,73 +41,135 @@ fn the_client_keeps_its_rules_against_a_gateway_that_a_test_plays() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// Chromium, if it is on PATH.
+fn browser() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let names = ["chromium", "google-chrome"].iter();
+    let mut files =
+        names.flat_map(|name| env::split_paths(&path).map(move |folder| folder.join(name)));
+    let browser = files.find(|file| file.is_file());
+    if browser.is_none() {
+        eprintln!("skipped: no chromium on PATH");
+    }
+    browser
+}
+
 #[test]
 fn a_device_in_node_survives_the_death_of_its_node() {
-    if let Some(node) = node() {
-        survives_the_death_of_its_node(node, None);
-    }
+    survive_the_death_of_the_node(None);
 }
 
 #[test]
 fn a_device_in_a_browser_survives_the_death_of_its_node() {
-    let Some(node) = node() else { return };
-    let path = env::var_os("PATH").unwrap_or_default();
-    let browser = ["chromium", "google-chrome"]
-        .iter()
-        .flat_map(|name| env::split_paths(&path).map(move |folder| folder.join(name)))
-        .find(|file| file.is_file());
-    let Some(browser) = browser else { return eprintln!("skipped: no chromium on PATH") };
-    survives_the_death_of_its_node(node, Some(browser));
+    if let Some(browser) = browser() {
+        survive_the_death_of_the_node(Some(browser));
+    }
 }
 
-/// Runs the scenario, and does what it asks for.
-fn survives_the_death_of_its_node(mut node: Command, browser: Option<PathBuf>) {
+#[test]
+fn a_device_in_node_renews_its_token_and_comes_back_when_the_gateway_says() {
+    renew_a_token(None);
+}
+
+#[test]
+fn a_device_in_a_browser_renews_its_token_and_comes_back_when_the_gateway_says() {
+    if let Some(browser) = browser() {
+        renew_a_token(Some(browser));
+    }
+}
+
+fn survive_the_death_of_the_node(browser: Option<PathBuf>) {
     let mut grid = Grid::new(2);
     let mut consumer = grid.nodes[1].consumer("messages2");
-    let urls = grid.nodes.iter().map(|node| format!("ws://{}/private", node.edge));
+    let urls: Vec<_> =
+        grid.nodes.iter().map(|node| format!("ws://{}/private", node.edge)).collect();
+    let mut client = String::new();
+    run("death", browser, &urls, |what, text| match what {
+        "publish" => {
+            grid.nodes[1].publish("news", text);
+            String::new()
+        }
+        "publish_binary" => {
+            let params = json!({ "c": "news", "d": text, "t": "binary" });
+            grid.nodes[1].post("/v1/mesh/publish", &params.to_string())
+        }
+        "event" => {
+            let (from, text) = message(&mut consumer);
+            client = from;
+            text
+        }
+        "kill" => {
+            grid.nodes[0].kill();
+            String::new()
+        }
+        "close" => consumer.conn_call(&client, "close", json!([4001, "banned"])).to_string(),
+        _ => panic!("{what} is not known"),
+    });
+}
+
+fn renew_a_token(browser: Option<PathBuf>) {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let mut server = Server::start(&format!(
+        "[node]\ncores = 1\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n\
+         [[edge.route]]\npath = \"/ws\"\ntopic = \"t\"\n\
+         token = {{ algorithm = \"HS256\", key = \"{secret}\" }}"
+    ));
+    let key = SigningKey::new(None, TokenAlgorithm::Hs256, secret).expect("it is long enough");
+    let mut consumer = server.consumer("t");
+    let urls = [format!("ws://{}/ws", server.edge)];
+    let mut tokens = 0;
+    run("renewal", browser, &urls, |what, _| match what {
+        "token" => {
+            tokens += 1;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+            let lasts_s = if tokens == 1 { 1 } else { 3600 };
+            let claims = json!({
+                "sub": "ada",
+                "exp": now.as_secs() + lasts_s,
+                "context": { "token": tokens },
+            });
+            key.sign(&claims).expect("it signs")
+        }
+        "context" => consumer.event()["d"]["context"]["token"].to_string(),
+        "shut_down" => {
+            server.terminate();
+            String::new()
+        }
+        _ => panic!("{what} is not known"),
+    });
+    assert_eq!(tokens, 2);
+}
+
+/// Runs a scenario of a device, and answers what it asks for: a word, and the rest of the line.
+fn run(
+    scenario: &str,
+    browser: Option<PathBuf>,
+    urls: &[String],
+    mut answer: impl FnMut(&str, &str) -> String,
+) {
+    let Some(mut node) = node() else { return };
     let child = node
         .arg(file("tests/clients/run.mjs"))
+        .arg(scenario)
+        .arg(browser.unwrap_or_default())
         .args(urls)
-        .args(browser)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
     let mut child = child.expect("node starts");
     let mut answers = child.stdin.take().expect("a pipe");
     let requests = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let mut client = String::new();
     let mut last = String::new();
     for request in requests.map(|line| line.expect("a line")) {
-        let answer = match request.split_once(' ').unwrap_or((&request, "")) {
-            ("publish", text) => {
-                grid.nodes[1].publish("news", text);
-                String::new()
-            }
-            ("publish_binary", data) => {
-                let params = json!({ "c": "news", "d": data, "t": "binary" });
-                grid.nodes[1].post("/v1/mesh/publish", &params.to_string())
-            }
-            ("event", _) => {
-                let (from, text) = message(&mut consumer);
-                client = from;
-                text
-            }
-            ("kill", _) => {
-                grid.nodes[0].kill();
-                String::new()
-            }
-            ("close", _) => {
-                consumer.conn_call(&client, "close", json!([4001, "banned"])).to_string()
-            }
-            _ => {
-                last = request;
-                continue;
-            }
-        };
-        writeln!(answers, "{answer}").expect("the script reads");
+        if request == "ok" {
+            last = request;
+            continue;
+        }
+        let (what, text) = request.split_once(' ').unwrap_or((&request, ""));
+        writeln!(answers, "{}", answer(what, text)).expect("the script reads");
     }
     let status = child.wait().expect("the script ends");
-    assert!(status.success() && last == "ok", "{last}: the script says why");
+    assert!(status.success() && last == "ok", "the script says why");
 }
 
 /// The next message of a device: its client, and its type and data.

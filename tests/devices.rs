@@ -262,7 +262,40 @@ fn a_node_that_shuts_down_gives_the_receipts_first() {
     node.settle();
     assert_eq!(node.taken(device), Vec::<String>::new());
     node.store(1);
-    assert_eq!(node.taken(device), [done(1), "close 1001".into()]);
+    let written = node.taken(device);
+    assert_eq!((&written[0], closing(&written[1..]).0), (&done(1), 1001));
+}
+
+/// Reads the hint before a close: the code, and the time to come back after.
+#[track_caller]
+fn closing(written: &[String]) -> (u64, u64) {
+    let [hint, close] = written else { panic!("not a hint and a close frame: {written:?}") };
+    let hint: Value = serde_json::from_str(hint).expect("JSON");
+    assert_eq!(hint["e"], "closing");
+    let [code, after_ms] =
+        ["code", "after_ms"].map(|key| hint["p"][key].as_u64().expect("a number"));
+    assert_eq!(hint, json!({ "e": "closing", "p": { "code": code, "after_ms": after_ms } }));
+    assert_eq!(*close, format!("close {code}"));
+    (code, after_ms)
+}
+
+#[test]
+fn devices_of_a_node_that_shuts_down_are_told_to_come_back_spread_over_a_window() {
+    let mut node = Node::new(&settings());
+    let devices: Vec<_> = (0..200).map(|_| node.device("/ws")).collect();
+    let plain = shard_value::upgraded(&mut node.shard, NOW, Listener::Edge(0), "/ws");
+    node.settle();
+    node.written.clear();
+    node.shard.handle_message(NOW, ToShard::Node(FromNode::Drain { over_ms: 0 }));
+    node.settle();
+    assert_eq!(node.taken(plain), ["close 1001"], "only the device protocol has hints");
+    let mut by_quarter = [0; 4];
+    for device in devices {
+        let (code, after_ms) = closing(&node.taken(device));
+        assert_eq!(code, 1001);
+        by_quarter[usize::try_from(after_ms / 250).expect("it is small")] += 1;
+    }
+    assert!(by_quarter.iter().all(|count| (20..80).contains(count)), "{by_quarter:?}");
 }
 
 #[test]
@@ -278,7 +311,7 @@ fn a_device_whose_topic_takes_no_more_is_told_and_closed() {
     let answers = node.taken(device);
     assert_eq!(answers[..4], [0, 1, 2, 3].map(done));
     assert!(answers[4].starts_with(r#"{"E":{"c":201,"#) && answers[4].ends_with(r#","i":4}"#));
-    assert_eq!(answers[5..], ["close 1013"]);
+    assert_eq!(closing(&answers[5..]).0, 1013);
 }
 
 #[test]

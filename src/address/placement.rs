@@ -27,13 +27,15 @@ pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
 /// The score of a node for a channel. The node with the highest one should be the home of the channel (rendezvous
 /// hashing): when a node comes or goes, only its own channels move.
 pub fn channel_score(node: NodeId, channel: &str) -> u64 {
-    // The finalizer of splitmix64, so that every bit of both changes every bit of the score.
-    let mix = |value: u64| {
-        let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        value ^ value >> 31
-    };
     mix(hash(channel.as_bytes()) ^ mix(u64::from(node.number()) + 1))
+}
+
+/// Spreads a number evenly over all numbers: the finalizer of splitmix64. Every bit of the number changes every bit of
+/// the result.
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ value >> 31
 }
 
 /// The hash of a name: 64-bit FNV-1a. The last bytes of a name change the low bits and those above bit

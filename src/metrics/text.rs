@@ -61,9 +61,11 @@ const SHARD_METRICS: [Metric<Report>; 10] = [
     gauge("pending_calls", "Calls in progress on other shards", |r| r.pending_calls),
     gauge("unfinished_fanouts", "Back ends with a fan-out in progress", |r| r.unfinished_fanouts),
     gauge("waiting_takes", "Calls of queue.take that wait for events", |r| r.waiting_takes),
-    gauge("waiting_handshakes", "Handshakes that wait for keys or an admission hook", |r| {
-        r.waiting_handshakes
-    }),
+    gauge(
+        "waiting_handshakes",
+        "Handshakes that wait for keys or an admission hook, and new tokens that wait for keys",
+        |r| r.waiting_handshakes,
+    ),
     gauge("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
 ];
 

@@ -79,6 +79,19 @@ impl<'t> JsonFields<'t> {
         }
     }
 
+    /// Parses the value of a field as a user: a string, or a 64-bit integer as text.
+    ///
+    /// # Errors
+    /// As for [`Self::value`].
+    pub fn user(&self, name: &str, wrong: &'static str) -> Result<Option<String>, WrongField> {
+        match self.0.get(name).map(|value| value.get()) {
+            Some(number) if is_user(number) && !number.starts_with('"') => {
+                Ok(Some(number.to_owned()))
+            }
+            _ => self.text(name, wrong),
+        }
+    }
+
     /// Parses `context`, and adds the field `user` as `user_id`, which replaces a `user_id` in `context`.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ pub struct TokenSources {
 pub struct Pass {
     /// When the token expires, in Unix milliseconds, including [`LEEWAY_MS`].
     pub until_unix_ms: u64,
+    /// The subject, `sub`, as text. `None`: the token has none.
+    pub subject: Option<Box<str>>,
     /// The channels to subscribe the client to.
     pub channels: Vec<String>,
     /// The client's context. `sub` becomes `user_id`.
@@ -199,11 +201,24 @@ impl TokenRule {
         let token = header.then(in_header).flatten();
         let token = token.or_else(|| protocol.then(in_protocol).flatten());
         let token = token.or_else(|| query.then(in_query).flatten());
+        self.check_token(&token.ok_or(TokenError::Missing)?, unix_ms, fetched)
+    }
+
+    /// Checks a token at the time `unix_ms`. `fetched` is as for [`Self::check`].
+    ///
+    /// # Errors
+    /// The token is refused.
+    pub fn check_token(
+        &self,
+        token: &str,
+        unix_ms: u64,
+        fetched: Option<&KeySet>,
+    ) -> Result<Pass, TokenError> {
         let keys = match &self.keys {
             RuleKeys::Fixed(keys) => Some(keys),
             RuleKeys::Fetched(_) => fetched,
         };
-        self.read(&token.ok_or(TokenError::Missing)?, unix_ms, keys)
+        self.read(token, unix_ms, keys)
     }
 
     fn read(&self, token: &str, unix_ms: u64, keys: Option<&KeySet>) -> Result<Pass, TokenError> {
@@ -218,9 +233,10 @@ impl TokenRule {
             return Err(TokenError::Early);
         }
         self.check_parties(&claims)?;
-        let Claims { channels, context, .. } = claims;
+        let Claims { subject, channels, context, .. } = claims;
+        let subject = subject.map(Box::from);
         let claims = String::from_utf8(text).expect("valid JSON is text").into();
-        Ok(Pass { until_unix_ms, channels, context, claims })
+        Ok(Pass { until_unix_ms, subject, channels, context, claims })
     }
 
     /// Checks that the issuer and the audience are those that the route accepts.

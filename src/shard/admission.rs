@@ -1,14 +1,19 @@
-//! Handshakes that wait: for the keys of an issuer, or for the decision of an admission hook.
+//! Handshakes that wait: for the keys of an issuer, or for the decision of an admission hook. New tokens of devices that
+//! wait for keys.
 //!
 //! A waiting handshake is parked like a request whose credentials are being verified: the connection
 //! keeps the request, and is not read from. A message leaves for the bridge, and one comes back. Waiting
-//! handshakes are bounded in number, bytes and time. A device that disconnects gives its place back.
+//! handshakes are bounded in number, bytes and time. A device that disconnects gives its place back. A new token of a
+//! connected device waits in the same room. Its connection goes on.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::client::{Granted, KeyLookup, Need, Progress};
-use super::connection::{Awaited, Connections, HttpShape, Parked, Pause, Shape, Stage};
+use super::connection::{
+    Awaited, Connections, HttpShape, Parked, Pause, Shape, Stage, TokenProgress,
+};
+use super::timers::Timer;
 use super::trail::{self, Entry};
 use super::turn::{Step, Turn};
 use crate::message::{
@@ -16,22 +21,23 @@ use crate::message::{
 };
 use crate::metrics::Durations;
 use crate::protocol::admission::AdmissionHook;
+use crate::protocol::api::{Code, Fault};
 use crate::protocol::http::Request;
 use crate::protocol::token::{KeySet, KeySource};
 
-/// The most handshakes of a shard that wait.
+/// The most handshakes of a shard that wait, with the new tokens.
 pub const WAITING_MAX: usize = 4096;
 
-/// The most bytes of the handshakes of a shard that wait.
+/// The most bytes of the handshakes and new tokens of a shard that wait.
 const WAITING_BYTES_MAX: usize = 16 << 20;
 
-/// How long a handshake waits for keys, in milliseconds. A fetch takes at most 5 seconds.
+/// How long a handshake or a new token waits for keys, in milliseconds. A fetch takes at most 5 seconds.
 const KEYS_WAIT_MS: u64 = 6000;
 
 /// Why a waiting handshake is refused: the status code and the explanation.
 pub type Refusal = (u16, &'static str);
 
-/// The waiting handshakes of a shard, and the fetched keys.
+/// The waiting handshakes and new tokens of a shard, and the fetched keys.
 #[derive(Default)]
 pub struct Admissions {
     waiting: HashMap<ConnectionKey, WaitingHandshake>,
@@ -64,10 +70,26 @@ enum Awaits {
     Keys(Arc<KeySource>),
     // The last field tells the bridge that the device is still there.
     Hook { ticket: Ticket, granted: Box<Granted>, _device: Arc<()> },
+    // Keys, for a new token of a connected device. The deadline is on the shard's clock.
+    KeysForToken { source: Arc<KeySource>, deadline_ms: u64 },
+}
+
+impl Awaits {
+    /// Returns the source of the awaited keys.
+    fn source(&self) -> Option<&Arc<KeySource>> {
+        match self {
+            Self::Keys(source) | Self::KeysForToken { source, .. } => Some(source),
+            Self::Hook { .. } => None,
+        }
+    }
+
+    fn is_for_token(&self) -> bool {
+        matches!(self, Self::KeysForToken { .. })
+    }
 }
 
 impl Admissions {
-    /// Returns the number of handshakes that wait.
+    /// Returns the number of handshakes and new tokens that wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -127,7 +149,10 @@ impl Admissions {
         connections.pause(key, Pause::Parked);
         connections.set_timer(turn, key, deadline_ms);
         let awaits = match need {
-            Need::Keys(source) => self.await_keys(source),
+            Need::Keys(source) => {
+                self.ask_for_keys(&source);
+                Awaits::Keys(source)
+            }
             Need::Hook { hook, granted, question } => {
                 turn.counters.admissions += 1;
                 self.ask(key, hook, granted, question)
@@ -137,14 +162,47 @@ impl Admissions {
         self.waiting.insert(key, WaitingHandshake { bytes, since_us: turn.now.us, awaits });
     }
 
+    /// Parks a new token of a device until the keys of its issuer have arrived. Refuses it if too many wait already.
+    /// `bytes` is the memory that the token takes.
+    pub fn park_token(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        source: Arc<KeySource>,
+        bytes: usize,
+    ) {
+        if self.waiting.len() >= WAITING_MAX || self.waiting_bytes + bytes > WAITING_BYTES_MAX {
+            turn.counters.limits.waiting_handshakes += 1;
+            let fault = Fault::new(Code::TooManyRequests, "too many tokens wait to be checked");
+            return turn.push_step(Step::TokenOffered(key, TokenProgress::Failed(fault)));
+        }
+        trail::note(turn.trail(key), Entry::Waiting("keys are fetched"));
+        self.ask_for_keys(&source);
+        let deadline_ms = turn.now.ms + KEYS_WAIT_MS;
+        turn.timers.set(deadline_ms, Timer::Token(key));
+        self.waiting_bytes += bytes;
+        let awaits = Awaits::KeysForToken { source, deadline_ms };
+        self.waiting.insert(key, WaitingHandshake { bytes, since_us: turn.now.us, awaits });
+    }
+
+    /// Gives up on a new token that has waited too long. Timers of earlier tokens are ignored.
+    pub fn handle_token_timeout(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(waiting) = self.waiting.get(&key) else { return };
+        let now_ms = turn.now.ms;
+        if matches!(waiting.awaits, Awaits::KeysForToken { deadline_ms, .. } if deadline_ms <= now_ms)
+        {
+            self.forget(key);
+            fail_token(turn, key, "the keys that verify tokens did not arrive in time");
+        }
+    }
+
     /// Asks for the keys of a source, unless the question is in progress.
-    fn await_keys(&mut self, source: Arc<KeySource>) -> Awaits {
+    fn ask_for_keys(&mut self, source: &Arc<KeySource>) {
         let state = self.sources.entry(source.clone()).or_default();
         if !std::mem::replace(&mut state.is_asked, true) {
             let (source, known) = (source.clone(), state.keys.clone());
             self.outbox.push_back(ToBridge::FetchKeys { source, known });
         }
-        Awaits::Keys(source)
     }
 
     fn ask(
@@ -173,15 +231,20 @@ impl Admissions {
         let KeysReport { source, keys, quiet_ms, fetched } = report;
         // Keys that this shard had not heard of yet. Another key can still be fetched.
         let may_ask_again = fetched.is_none() && quiet_ms == 0;
-        let awaits_these = |waiting: &WaitingHandshake| matches!(&waiting.awaits, Awaits::Keys(awaited) if *awaited == source);
+        let awaits_these = |waiting: &WaitingHandshake| waiting.awaits.source() == Some(&source);
         let waiting = self.waiting.iter().filter(|(_, waiting)| awaits_these(waiting));
-        let waiting: Vec<ConnectionKey> = waiting.map(|(key, _)| *key).collect();
+        let waiting: Vec<(ConnectionKey, bool)> =
+            waiting.map(|(key, waiting)| (*key, waiting.awaits.is_for_token())).collect();
         let quiet_until_ms = turn.now.ms.saturating_add(quiet_ms);
         self.sources.insert(source, SourceState { keys, is_asked: false, quiet_until_ms });
-        for key in waiting {
+        for (key, is_for_token) in waiting {
             self.forget(key);
-            let progress = if may_ask_again { Progress::New } else { Progress::KeysKnown };
-            turn.push_step(Step::HandshakeSettled(key, Ok(progress)));
+            turn.push_step(match (is_for_token, may_ask_again) {
+                (false, true) => Step::HandshakeSettled(key, Ok(Progress::New)),
+                (false, false) => Step::HandshakeSettled(key, Ok(Progress::KeysKnown)),
+                (true, true) => Step::TokenOffered(key, TokenProgress::New),
+                (true, false) => Step::TokenOffered(key, TokenProgress::KeysKnown),
+            });
         }
     }
 
@@ -229,7 +292,9 @@ impl Admissions {
     pub fn handle_timeout(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
         let Some(waiting) = self.forget(key) else { return false };
         let why = match waiting.awaits {
-            Awaits::Keys(_) => "the keys that verify tokens did not arrive in time",
+            Awaits::Keys(_) | Awaits::KeysForToken { .. } => {
+                "the keys that verify tokens did not arrive in time"
+            }
             Awaits::Hook { .. } => {
                 turn.counters.admissions_failed += 1;
                 "the back end that admits clients did not answer in time"
@@ -239,12 +304,15 @@ impl Admissions {
         true
     }
 
-    /// Refuses all waiting handshakes, because the node shuts down.
+    /// Refuses all waiting handshakes and new tokens, because the node shuts down.
     pub fn handle_drain(&mut self, turn: &mut Turn) {
         self.waiting_bytes = 0;
-        for (key, _) in self.waiting.drain() {
-            let why = (503, "the server is shutting down");
-            turn.push_step(Step::HandshakeSettled(key, Err(why)));
+        for (key, waiting) in self.waiting.drain() {
+            let why = "the server is shutting down";
+            match waiting.awaits.is_for_token() {
+                true => fail_token(turn, key, why),
+                false => turn.push_step(Step::HandshakeSettled(key, Err((503, why)))),
+            }
         }
     }
 
@@ -260,6 +328,12 @@ impl Admissions {
         self.waiting_bytes -= waiting.bytes;
         Some(waiting)
     }
+}
+
+/// Pushes the step that answers a new token which cannot be checked.
+fn fail_token(turn: &mut Turn, key: ConnectionKey, why: &'static str) {
+    let fault = Fault::new(Code::ExecutionFailed, why);
+    turn.push_step(Step::TokenOffered(key, TokenProgress::Failed(fault)));
 }
 
 /// A refusal for lack of room.

@@ -56,8 +56,9 @@ pub(super) struct Draining {
 impl Draining {
     /// Begins to shut down: stops accepting, and closes the clients within `over_ms`, beginning
     /// with the next turn. Ignored if the shutdown has begun already.
-    pub(super) fn begin(&mut self, turn: &mut Turn, connections: &Connections, over_ms: u64) {
+    pub(super) fn begin(&mut self, turn: &mut Turn, connections: &mut Connections, over_ms: u64) {
         if self.stage.is_none() {
+            connections.note_drain();
             let (since_ms, total) = (turn.now.ms, connections.len());
             let walk = PacedWalk { next: 0, visited: 0, total, since_ms, over_ms };
             self.stage = Some(DrainStage::CloseClients(walk));
@@ -150,7 +151,7 @@ mod tests {
         let mut draining = Draining::default();
         draining.begin_with_backends();
         assert_eq!(draining.next_turn(turn.now.ms), None, "nothing is closed before the shutdown");
-        draining.begin(&mut turn, &connections, 2000);
+        draining.begin(&mut turn, &mut connections, 2000);
         assert!(turn.is_draining && turn.actions.contains(&Action::StopAccepting));
         let mut told = Vec::new();
         for passed_ms in [0, 1000, 2000, 2000] {

@@ -331,6 +331,7 @@ impl Shard {
                 Timer::Ticket(_) => {}
                 Timer::Connection(key) => connections.check_connection(turn, key, tick),
                 Timer::Rate(key) => connections.unpause(turn, key, Pause::Rate),
+                Timer::Token(key) => self.admissions.handle_token_timeout(turn, key),
             }
             left -= 1;
         }

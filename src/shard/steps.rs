@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::backend::Answer;
+use super::client::Need;
 use super::turn::Step;
 use crate::protocol::api::Reply;
 
@@ -38,6 +39,16 @@ impl Shard {
                     self.taps.handle_changed(turn, connections, key, is_in);
                 }
                 Step::SubscribeDue(key) => self.clients.continue_subscribe(turn, connections, key),
+                Step::TokenOffered(key, progress) => {
+                    let (admissions, now_ms) = (&mut self.admissions, turn.now.ms);
+                    let keys = |source: &_| admissions.lookup(now_ms, source);
+                    let clients = &mut self.clients;
+                    if let Some((Need::Keys(source), bytes)) =
+                        clients.check_offered_token(turn, connections, key, keys, progress)
+                    {
+                        admissions.park_token(turn, key, source, bytes);
+                    }
+                }
                 Step::TakeAnswered(key, take) => {
                     self.backends.handle_take_answered(turn, connections, key, take);
                 }

@@ -18,6 +18,8 @@ pub enum Timer {
     Connection(crate::message::ConnectionKey),
     /// The time at which a client that used up its message rate may be read again.
     Rate(crate::message::ConnectionKey),
+    /// The deadline of a device's new token that waits for keys.
+    Token(crate::message::ConnectionKey),
     /// The deadline of a pending answer.
     Ticket(crate::message::Ticket),
 }
@@ -128,7 +130,7 @@ mod tests {
         let due = std::iter::from_fn(|| timers.pop_due(now_ms));
         due.map(|(_, timer)| match timer {
             Timer::Ticket(ticket) => ticket.0,
-            Timer::Connection(_) | Timer::Rate(_) => unreachable!("none was set"),
+            Timer::Connection(_) | Timer::Rate(_) | Timer::Token(_) => unreachable!("none was set"),
         })
         .collect()
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::access::{Denial, Grant};
 use super::backend::TakeKey;
 use super::client::Progress;
-use super::connection::BufferPool;
+use super::connection::{BufferPool, TokenProgress};
 use super::memory::Shortage;
 use super::node_state::NodeState;
 use super::roster::Roster;
@@ -83,6 +83,8 @@ pub enum Step {
     HandshakeSettled(ConnectionKey, Result<Progress, (u16, &'static str)>),
     /// The calls of a device before its parked subscribe are answered.
     SubscribeDue(ConnectionKey),
+    /// A device has offered a new token, or the keys that it waits for are known.
+    TokenOffered(ConnectionKey, TokenProgress),
     /// The answer to a take over this connection is queued.
     TakeAnswered(ConnectionKey, TakeKey),
     /// The answer to a `tap.start` of a back end is queued, so that events may follow.

@@ -1,15 +1,14 @@
-// Runs the scenario here, or in the browser that is named after the addresses. Each line on standard output asks the
-// test for something; the answer is a line on standard input. The last line is "ok".
+// Runs a scenario here, or in the browser that is named after it. The addresses of nodes follow. Each line on standard
+// output asks the test for something; the answer is a line on standard input. The last line is "ok".
 
 import { createServer } from "node:http";
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { connect } from "../../clients/js/gridcast.js";
 import { Browser } from "../console/browser.mjs";
-import { scenario } from "./scenario.js";
+import * as scenarios from "./scenarios.js";
 
-const [, , first, second, browser] = process.argv;
-const urls = [first, second];
+const [, , name, browser, ...urls] = process.argv;
 const input = createInterface({ input: process.stdin });
 const answers = input[Symbol.asyncIterator]();
 
@@ -20,7 +19,7 @@ async function ask(text) {
 
 const FILES = {
   "/gridcast.js": ["../../clients/js/gridcast.js", "text/javascript"],
-  "/scenario.js": ["scenario.js", "text/javascript"],
+  "/scenarios.js": ["scenarios.js", "text/javascript"],
 };
 
 /** Serves a page with the client, on a port that the system picks. */
@@ -40,9 +39,10 @@ async function runInBrowser() {
   const page = await chromium.open(`http://127.0.0.1:${server.address().port}/`);
   await page.until("document.title === 'device'");
   await page.evaluate(`(() => {
-    const ask = (text) => new Promise((answered) => (window.asked = { text, answered }));
-    Promise.all([import("/gridcast.js"), import("/scenario.js")])
-      .then(([{ connect }, { scenario }]) => scenario(connect, ${JSON.stringify(urls)}, ask))
+    let last = Promise.resolve();
+    const ask = (text) => (last = last.then(() => new Promise((answered) => (window.asked = { text, answered }))));
+    Promise.all([import("/gridcast.js"), import("/scenarios.js")])
+      .then(([{ connect }, { ${name} }]) => ${name}(connect, ${JSON.stringify(urls)}, ask))
       .then(() => (window.ended = "ok"), (error) => (window.ended = String(error.stack)));
   })()`);
   for (;;) {
@@ -58,6 +58,6 @@ async function runInBrowser() {
   }
 }
 
-await (browser ? runInBrowser() : scenario(connect, urls, ask));
+await (browser ? runInBrowser() : scenarios[name](connect, urls, ask));
 process.stdout.write("ok\n");
 input.close();

@@ -1,5 +1,7 @@
 //! Devices that speak the device protocol, `gridcast.v1`.
 
+use gridcast::protocol::token::{SigningKey, TokenAlgorithm};
+
 use super::*;
 
 const OFFER: &str = "Sec-WebSocket-Protocol: gridcast.v1\r\n";
@@ -177,4 +179,77 @@ fn envelopes_are_compressed_for_those_who_agreed_on_it() {
     let inflated = compression::compressed(&mut device);
     assert_eq!(serde_json::from_slice::<Value>(&inflated).expect("JSON"), expected);
     assert_eq!(compression::compressed(&mut plain), text.as_bytes());
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// A token that expires in the year 2100, with further claims.
+fn token(mut claims: Value) -> String {
+    claims["exp"] = json!(4_102_444_800_u64);
+    let key =
+        SigningKey::new(None, TokenAlgorithm::Hs256, SECRET).expect("the secret is long enough");
+    key.sign(&claims).expect("it signs")
+}
+
+/// A device that connects with a token.
+fn device_with_token(server: &Server, claims: Value) -> Socket {
+    let offer = format!("Sec-WebSocket-Protocol: gridcast.v1, bearer.{}\r\n", token(claims));
+    Socket::connect(server.edge, "/ws", &offer).expect("the edge grants the upgrade")
+}
+
+fn server_with_tokens() -> Server {
+    let keys = format!("topic = \"t\"\ntoken = {{ algorithm = \"HS256\", key = \"{SECRET}\" }}");
+    server_with_route(&keys, "")
+}
+
+#[test]
+fn a_new_token_adds_its_context_to_that_of_the_client_whose_user_stays() {
+    let server = server_with_tokens();
+    let mut consumer = server.consumer("t");
+    let claims =
+        json!({ "sub": "ada", "context": { "rank": 1, "colour": "red" }, "channels": ["a"] });
+    let mut device = device_with_token(&server, claims);
+    assert_eq!(device.done("push", &json!({ "d": "x" })), json!({"s": true}));
+    let client = consumer.event()["c"].as_str().expect("an id").to_owned();
+    conn_call(&server, &client, "set_context_value", json!(["room", 7]));
+    conn_call(&server, &client, "set_context_value", json!(["user_id", "inner-1"]));
+    let other = device.ask("token", &json!({ "token": token(json!({ "sub": "bob" })) }));
+    assert_eq!(other["E"]["c"], 102, "{other}");
+    let claims = json!({ "sub": "ada", "context": { "rank": 2 }, "channels": ["b"] });
+    assert_eq!(device.done("token", &json!({ "token": token(claims) })), json!({"s": true}));
+    let found = conn_call(&server, &client, "get_context", json!([]));
+    let expected = json!({ "user_id": "inner-1", "rank": 2, "colour": "red", "room": 7 });
+    assert_eq!(found["context"], expected);
+    assert_eq!(conn_call(&server, &client, "info", json!([]))["channels"], json!(["a"]));
+    // Each context is small enough, and both together are not.
+    let large = |key: &str| json!({ "sub": "ada", "context": { key: "x".repeat(40_000) } });
+    assert_eq!(device.done("token", &json!({ "token": token(large("k")) })), json!({"s": true}));
+    let refused = device.ask("token", &json!({ "token": token(large("l")) }));
+    assert_eq!(refused["E"]["c"], 301, "{refused}");
+}
+
+#[test]
+fn a_route_without_tokens_takes_none() {
+    let server = server_with_route(KEYS, "");
+    let mut device = device(&server, "/ws");
+    let answer = device.ask("token", &json!({ "token": token(json!({ "sub": "ada" })) }));
+    assert_eq!(answer["E"]["c"], 101, "{answer}");
+}
+
+#[test]
+fn a_device_that_a_back_end_closes_is_told_when_to_come_back_if_the_code_asks_for_it() {
+    let server = server_with_route("topic = \"t\"\nevents = [\"open\"]", "");
+    let mut consumer = server.consumer("t");
+    for (code, is_told) in [(1000, false), (1001, true), (1008, false), (1013, true), (4000, false)]
+    {
+        let mut device = device(&server, "/ws");
+        let client = consumer.event()["c"].as_str().expect("an id").to_owned();
+        conn_call(&server, &client, "close", json!([code, "why"]));
+        if is_told {
+            let hint = json_of(&mut device);
+            assert_eq!((&hint["e"], &hint["p"]["code"]), (&json!("closing"), &json!(code)));
+            assert!(hint["p"]["after_ms"].as_u64().is_some_and(|ms| ms < 1000), "{hint}");
+        }
+        assert_eq!(device.closed(), (code, "why".into()));
+    }
 }

@@ -89,7 +89,7 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
 
 #[test]
 fn what_a_device_gets_is_of_the_described_form() {
-    let server = Server::new();
+    let mut server = Server::new();
     let document = async_api();
     let offer = "Sec-WebSocket-Protocol: gridcast.v1\r\n";
     let mut device = Socket::connect(server.edge, "/ws", offer).expect("it is granted");
@@ -109,6 +109,10 @@ fn what_a_device_gets_is_of_the_described_form() {
         let form = document.schema(&format!("{schema}Answer"));
         assert_eq!(document.check(form, &answer), Ok(()), "{answer}");
     }
+    let token = json!({ "m": "token", "p": { "token": "a.b.c" }, "i": 1 });
+    assert_eq!(document.check(document.schema("TokenRequest"), &token), Ok(()));
+    let answer = device.ask("token", &token["p"]);
+    assert_eq!(document.check(document.schema("TokenAnswer"), &answer), Ok(()), "{answer}");
     let answer = device.ask("subscribe", &json!({ "c": [] }));
     assert_eq!(document.check(document.schema("SubscribeAnswer"), &answer), Ok(()), "{answer}");
     for message in
@@ -118,6 +122,10 @@ fn what_a_device_gets_is_of_the_described_form() {
         let message = serde_json::from_str(&device.text()).expect("a message is JSON");
         assert_eq!(document.check(document.schema("DeviceMessage"), &message), Ok(()), "{message}");
     }
+    server.terminate();
+    let closing = serde_json::from_str(&device.text()).expect("a hint is JSON");
+    assert_eq!(document.check(document.schema("Closing"), &closing), Ok(()), "{closing}");
+    assert_eq!(device.closed().0, 1001);
 }
 
 #[test]

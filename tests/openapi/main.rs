@@ -186,9 +186,10 @@ fn the_fields_of_the_code_are_those_of_the_documents() {
     let described = PARAMS.iter().chain([&tap]).flat_map(|(_, schema)| {
         texts_of_keys(document.at(&format!("/components/schemas/{schema}/properties")))
     });
-    let of_devices = ["DevicePush", "Subscribe", "Unsubscribe"].into_iter().flat_map(|schema| {
-        texts_of_keys(document.at(&format!("/components/schemas/{schema}/properties")))
-    });
+    let of_devices =
+        ["DevicePush", "Subscribe", "Unsubscribe", "Token"].into_iter().flat_map(|schema| {
+            texts_of_keys(document.at(&format!("/components/schemas/{schema}/properties")))
+        });
     // Over HTTP only.
     let take = texts_of_keys(open_api().at("/components/schemas/Take/properties"));
     assert_eq!(known, described.chain(of_devices).chain(take).collect());

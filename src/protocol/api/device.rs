@@ -10,7 +10,7 @@ use super::read::{Parser, read_id};
 use super::write::put_base64;
 use super::{CHANNELS_PER_CALL_MAX, Content, Fault};
 use crate::protocol::frame::Kind;
-use crate::protocol::json::put_string;
+use crate::protocol::json::{put_number, put_string};
 
 /// The WebSocket subprotocol of devices that make calls.
 pub const DEVICE_SUBPROTOCOL: &str = "gridcast.v1";
@@ -33,6 +33,8 @@ pub enum DeviceCall<'a> {
     Subscribe(WantedChannels<'a>),
     /// `unsubscribe`: ends subscriptions. From 1 to [`CHANNELS_PER_CALL_MAX`] channels.
     Unsubscribe(Vec<&'a str>),
+    /// `token`: replaces the token that the device has connected with. As long as a message of the route may be.
+    Token(&'a str),
 }
 
 /// The channels of a `subscribe`.
@@ -89,9 +91,11 @@ fn read_call<'a>(root: Value<'_, 'a>) -> Result<DeviceCall<'a>, Fault> {
         "push" => Ok(DeviceCall::Push(read_content(params()?)?)),
         "subscribe" => read_wanted(params()?).map(DeviceCall::Subscribe),
         "unsubscribe" => read_channels(params()?).map(DeviceCall::Unsubscribe),
+        "token" => read_token(params()?).map(DeviceCall::Token),
         _ => {
             let name = quoted(name);
-            let why = format!("m: unknown method {name}; known are push, subscribe, unsubscribe");
+            let why =
+                format!("m: unknown method {name}; known are push, subscribe, unsubscribe, token");
             Err(Fault::invalid(why))
         }
     }
@@ -113,6 +117,11 @@ fn read_wanted<'a>(params: Option<Value<'_, 'a>>) -> Result<WantedChannels<'a>, 
         channels,
         positioned: given.fields().map(|(channel, _)| channel).collect(),
     })
+}
+
+fn read_token<'a>(params: Option<Value<'_, 'a>>) -> Result<&'a str, Fault> {
+    let token = required(params, "token")?.text();
+    token.ok_or_else(|| Fault::invalid("token: expected a string"))
 }
 
 fn read_channels<'a>(params: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault> {
@@ -145,6 +154,16 @@ pub fn put_device_message(out: &mut Vec<u8>, channel: Option<&str>, kind: Kind, 
             out.extend_from_slice(b",\"t\":\"binary\"");
         }
     }
+    out.extend_from_slice(b"}}");
+}
+
+/// Appends the hint for a device whose connection is about to be closed, without its frame: the close code, and the
+/// time after which the device should come back, in milliseconds.
+pub fn put_closing(out: &mut Vec<u8>, code: u16, after_ms: u64) {
+    out.extend_from_slice(b"{\"e\":\"closing\",\"p\":{\"code\":");
+    put_number(out, code.into());
+    out.extend_from_slice(b",\"after_ms\":");
+    put_number(out, after_ms);
     out.extend_from_slice(b"}}");
 }
 
@@ -213,6 +232,22 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_a_string() {
+        parsed(r#"{"m":"token","p":{"token":"a.b.c"},"i":1}"#, |call| {
+            assert_eq!(call, Ok(DeviceCall::Token("a.b.c")));
+        });
+        refused(r#"{"m":"token","p":{},"i":1}"#, "1", "token: missing");
+        refused(r#"{"m":"token","p":{"token":7},"i":1}"#, "1", "token: expected a string");
+    }
+
+    #[test]
+    fn a_hint_tells_the_close_code_and_when_to_come_back() {
+        let mut out = Vec::new();
+        put_closing(&mut out, 1001, 1200);
+        assert_eq!(out, br#"{"e":"closing","p":{"code":1001,"after_ms":1200}}"#);
+    }
+
+    #[test]
     fn what_is_no_call_is_refused_with_the_field_that_is_wrong() {
         let channels = "c: expected an array of one or more channel names";
         let positions = "o: expected an object of channels and their positions, strings";
@@ -226,7 +261,7 @@ mod tests {
             (
                 r#"{"m":"mesh.send","i":1}"#,
                 "1",
-                "m: unknown method \"mesh.send\"; known are push, subscribe, unsubscribe",
+                "m: unknown method \"mesh.send\"; known are push, subscribe, unsubscribe, token",
             ),
             (r#"{"m":"push","i":[]}"#, "null", "i: expected a number, a string or null"),
             (r#"{"m":"push","i":1}"#, "1", "p: missing; expected an object"),

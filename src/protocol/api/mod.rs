@@ -28,7 +28,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ipnet::IpNet;
 
 pub use device::{
-    DEVICE_SUBPROTOCOL, DeviceCall, DeviceRequest, SubscribedChannel, WantedChannels,
+    DEVICE_SUBPROTOCOL, DeviceCall, DeviceRequest, SubscribedChannel, WantedChannels, put_closing,
     put_device_message,
 };
 pub use list::{

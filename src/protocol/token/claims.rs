@@ -42,6 +42,8 @@ pub(super) struct Claims {
     pub audience: Option<Vec<String>>,
     /// The value of `iss`.
     pub issuer: Option<String>,
+    /// The value of `sub`, as text.
+    pub subject: Option<String>,
     /// The value of `channels`.
     pub channels: Vec<String>,
     /// The value of `context`, with `sub` added as `user_id`.
@@ -57,13 +59,15 @@ impl Claims {
         })?;
         fields.number("iat", "iat is not a number")?;
         let expires = fields.number("exp", "exp is not a number")?;
+        let wrong_subject = "sub is neither a string nor a 64-bit integer";
         Ok(Self {
             expires: expires.ok_or(TokenError::Claims("exp is missing"))?,
             not_before: fields.number("nbf", "nbf is not a number")?,
             audience: audience(&fields)?,
             issuer: fields.text("iss", "iss is not a string")?,
+            subject: fields.user("sub", wrong_subject)?,
             channels: fields.channels()?,
-            context: fields.context("sub", "sub is neither a string nor a 64-bit integer")?,
+            context: fields.context("sub", wrong_subject)?,
         })
     }
 }

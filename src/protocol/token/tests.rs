@@ -83,6 +83,7 @@ fn claims_become_context_and_channels() {
         "context": {"user_id": 1, "big": 18446744073709551615u64, "a": {"b": [1.5]}}});
     let pass = read(&claims).expect("it is valid");
     assert_eq!((pass.until_unix_ms, pass.channels.len()), (NOW_MS + 70_000, 2));
+    assert_eq!(pass.subject.as_deref(), Some("a\"7"));
     let entry = |key: &str, value: &str| (Box::from(key), Box::from(value));
     let expected = [
         entry("a", r#"{"b":[1.5]}"#),

@@ -1,5 +1,5 @@
 use jsonwebtoken::{EncodingKey, Header, encode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::address::ShardId;
@@ -11,6 +11,8 @@ use crate::shard::connection::{Listener, Priority};
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use crate::shard::{Action, Now, Shard, ShardRequest, fixture};
+
+mod renewal;
 
 const UPGRADE: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -51,6 +53,7 @@ fn settings() -> Settings {
             message_bytes: 1000,
             outbound_bytes: 100_000,
             tells_open: true,
+            tells_message: true,
             ..route
         })
     };
@@ -75,10 +78,14 @@ fn secret(id: &str) -> String {
 
 /// A token that is signed with the key of this name.
 fn token(id: &str) -> String {
-    let header = Header { kid: Some(id.to_owned()), ..Header::default() };
     let claims = json!({"exp": 1_800_000_000, "sub": "7", "context": {"a": 1}, "channels": ["x"]});
+    signed(id, &claims)
+}
+
+fn signed(id: &str, claims: &Value) -> String {
+    let header = Header { kid: Some(id.to_owned()), ..Header::default() };
     let key = EncodingKey::from_secret(secret(id).as_bytes());
-    encode(&header, &claims, &key).expect("claims are JSON")
+    encode(&header, claims, &key).expect("claims are JSON")
 }
 
 fn keys(ids: &[&str]) -> Option<Arc<KeySet>> {

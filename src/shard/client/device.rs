@@ -8,6 +8,7 @@ use smol_str::SmolStr;
 
 use super::Clients;
 use super::messages::push_event;
+use super::renewal::offer_token;
 use crate::address::ClientId;
 use crate::message::{ConnectionKey, Event, EventNotice, PushReceipt};
 use crate::protocol::api::{
@@ -53,6 +54,9 @@ impl Clients {
                 self.note_changed(turn, key);
                 Some(Ok(Reply::Done))
             }
+            Ok(DeviceCall::Token(token)) => {
+                offer_token(turn, connections, key, route, &id, token).err().map(Err)
+            }
         };
         self.parser = parser;
         if let Some(answer) = answer {
@@ -61,7 +65,7 @@ impl Clients {
         connections.pause_if_congested(turn, key);
     }
 
-    fn note_changed(&self, turn: &mut Turn, key: ConnectionKey) {
+    pub(super) fn note_changed(&self, turn: &mut Turn, key: ConnectionKey) {
         if turn.taps.is_active() {
             turn.push_step(Step::ClientChanged(key));
         }
@@ -146,7 +150,7 @@ impl Clients {
     ) {
         // The client may have gone.
         if let Some(&key) = self.by_id.get(&client) {
-            connections.answer_push(turn, key, receipt, &Ok(Reply::Done));
+            connections.answer_later(turn, key, receipt, &Ok(Reply::Done));
         }
     }
 }

@@ -151,7 +151,7 @@ impl Clients {
 
 /// Changes a client's context, and with it the client's user. Resumes reading if the client was held for a key that is
 /// set now.
-fn change_context(
+pub(super) fn change_context(
     users: &mut UserIndex,
     turn: &mut Turn,
     connections: &mut Connections,

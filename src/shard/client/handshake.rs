@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::context::user_of;
 use super::messages::push_or_close;
-use super::question::{Granted, KeyLookup, Need, Progress, put_question};
+use super::question::{Checked, Granted, KeyLookup, Need, Progress, check_with_keys, put_question};
 use super::subscriptions::{TooManyNames, distinct};
 use super::{Clients, Context};
 use crate::address::remote::Remote;
@@ -19,7 +19,9 @@ use crate::protocol::http::{QueryPair, Request, query_pairs};
 use crate::protocol::token::{KeySource, Pass, QUERY_NAME, TokenError, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
 use crate::shard::connection::HttpShape;
-use crate::shard::connection::{Client, Connections, Listener, MessageForm, Stage};
+use crate::shard::connection::{
+    Client, Connections, Device, HeldToken, Listener, MessageForm, Stage,
+};
 use crate::shard::memory::SHORT_OF_MEMORY;
 use crate::shard::settings::RouteSettings;
 use crate::shard::trail::{self, Entry};
@@ -35,12 +37,6 @@ pub(crate) struct HandshakeChecks<'a> {
     pub takes_clients: &'a dyn Fn(&str) -> bool,
     /// Returns the fetched keys of a source.
     pub keys: &'a dyn Fn(&Arc<KeySource>) -> KeyLookup<'a>,
-}
-
-/// The result of checking a handshake that is not refused.
-enum Checked<T> {
-    Passed(T),
-    Needs(Need),
 }
 
 /// A client's request on a route.
@@ -110,7 +106,7 @@ impl Clients {
         connections: &mut Connections,
         handshake: Handshake<'_>,
         shape: &HttpShape,
-        Granted { channels, context, expires_unix_ms }: Granted,
+        Granted { channels, context, expires_unix_ms, token }: Granted,
     ) {
         let Some(id) = self.ids.next(turn.now.ms) else {
             turn.counters.limits.client_ids += 1;
@@ -131,7 +127,7 @@ impl Clients {
             expires_unix_ms,
             assembler: Assembler::with_history(history_bytes),
             context,
-            device: is_device.then(Box::default),
+            device: is_device.then(|| Box::new(Device::new(token))),
             ..Client::new(id, index)
         }));
         self.by_id.insert(id, key);
@@ -218,7 +214,8 @@ fn admit(
     }
     let signed = pass.as_ref().map_or(&[][..], |pass| &pass.channels);
     let channels = allowed_channels(turn, route, request, signed)?;
-    let mut granted = Granted { channels, context: Context::default(), expires_unix_ms: None };
+    let context = Context::default();
+    let mut granted = Granted { channels, context, expires_unix_ms: None, token: None };
     let mut claims = None;
     if let Some(pass) = pass {
         if granted.context.replace(pass.context).is_err() {
@@ -226,6 +223,7 @@ fn admit(
             return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
         }
         granted.expires_unix_ms = NonZeroU64::new(pass.until_unix_ms);
+        granted.token = Some(Box::new(HeldToken { subject: pass.subject, ..HeldToken::default() }));
         claims = Some(pass.claims);
     }
     let Some(hook) = route.admit.clone() else { return Ok(Checked::Passed(granted)) };
@@ -239,7 +237,7 @@ fn add_admission(
     granted: Granted,
     Admission { channels, context, expires_ms }: Admission,
 ) -> Result<Granted, HandshakeRefusal> {
-    let Granted { channels: known, context: mut all, expires_unix_ms } = granted;
+    let Granted { channels: known, context: mut all, expires_unix_ms, mut token } = granted;
     if all.extend(context).is_err() {
         turn.counters.limits.context += 1;
         let why = "the context from the back end that admits clients is over 256 keys or 64 KiB";
@@ -249,8 +247,12 @@ fn add_admission(
     let channels = distinct_channels(turn, names)?;
     let until = |ms| NonZeroU64::new(turn.now.unix_ms.saturating_add(ms));
     // The earlier of the token's expiry and the hook's.
-    let expires_unix_ms = expires_unix_ms.into_iter().chain(expires_ms.and_then(until)).min();
-    Ok(Granted { channels, context: all, expires_unix_ms })
+    let admitted_until_ms = expires_ms.and_then(until);
+    let expires_unix_ms = expires_unix_ms.into_iter().chain(admitted_until_ms).min();
+    if let Some(token) = &mut token {
+        token.admitted_until_ms = admitted_until_ms;
+    }
+    Ok(Granted { channels, context: all, expires_unix_ms, token })
 }
 
 /// Checks whether the route accepts clients at present.
@@ -292,20 +294,13 @@ fn check_token(
     let Handshake { route, request, upgrade, .. } = handshake;
     let Some(rule) = &route.token else { return Ok(Checked::Passed(None)) };
     turn.work.spend(work::TOKEN);
-    let source = rule.key_source();
-    let lookup = source.map(|source| (source, (checks.keys)(source)));
-    let keys = lookup.and_then(|(_, lookup)| lookup.keys);
-    let error = match rule.check(request, upgrade, turn.now.unix_ms, keys) {
-        Ok(pass) => return Ok(Checked::Passed(Some(pass))),
+    let unix_ms = turn.now.unix_ms;
+    let check = |keys: Option<&_>| rule.check(request, upgrade, unix_ms, keys);
+    let error = match check_with_keys(rule, checks.keys, may_wait, check) {
+        Ok(Checked::Passed(pass)) => return Ok(Checked::Passed(Some(pass))),
+        Ok(Checked::Needs(need)) => return Ok(Checked::Needs(need)),
         Err(error) => error,
     };
-    if let TokenError::UnknownKey | TokenError::NoKeys = error
-        && let Some((source, lookup)) = lookup
-        && may_wait
-        && lookup.may_wait
-    {
-        return Ok(Checked::Needs(Need::Keys(source.clone())));
-    }
     let status = if error == TokenError::NoKeys { 503 } else { 401 };
     Err((status, error.to_string().into()))
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::Clients;
+use super::renewal::{TOKEN_CALL_SHOWN, offers_token};
 use crate::address::ClientId;
 use crate::message::{ConnectionKey, Event};
 use crate::protocol::api::{self, TapEvent};
@@ -75,7 +76,10 @@ impl Clients {
         turn.work.spend(work::of_bytes(payload.len()));
         let Some(connection) = connections.get(key) else { return };
         if connection.is_observed() {
-            turn.observe_message(connection, TapEvent::In(kind, &payload));
+            let has_token =
+                connection.form.is_enveloped() && offers_token(&mut self.parser, &payload);
+            let shown = if has_token { TOKEN_CALL_SHOWN } else { &payload[..] };
+            turn.observe_message(connection, TapEvent::In(kind, shown));
         }
         let Stage::Client(client) = &mut connection.stage else { return };
         if let Some(rate) = route.messages {

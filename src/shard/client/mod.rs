@@ -2,6 +2,7 @@
 //!
 //! - `handshake.rs`: checks and answers the request of a new client. `question.rs`: what a handshake may
 //!   need from outside the shard. `messages.rs`: reads a client's messages. `device.rs`: calls of devices.
+//!   `renewal.rs`: new tokens of devices.
 //! - `subscriptions.rs`: subscribes and unsubscribes clients. `channels.rs`: the table of channels.
 //! - `fanout.rs`: delivers publishes to the subscribers of a channel. `budget.rs`: how much of a turn that may take. `variants.rs`: the plain and
 //!   compressed variants of a frame.
@@ -22,6 +23,7 @@ mod handshake;
 mod list;
 mod messages;
 mod question;
+mod renewal;
 mod subscriptions;
 mod user_index;
 mod variants;

@@ -7,7 +7,10 @@ use super::Context;
 use crate::address::remote::Remote;
 use crate::protocol::admission::{Admission, AdmissionHook, AdmissionQuestion};
 use crate::protocol::http::{Request, query_pairs};
-use crate::protocol::token::{KeySet, KeySource, QUERY_NAME, TokenSources};
+use crate::protocol::token::{
+    KeySet, KeySource, Pass, QUERY_NAME, TokenError, TokenRule, TokenSources,
+};
+use crate::shard::connection::HeldToken;
 use crate::shard::settings::RouteSettings;
 
 /// The channels, the context and the expiry that an accepted client is granted.
@@ -19,6 +22,8 @@ pub struct Granted {
     pub context: Context,
     /// When the client is closed, in Unix milliseconds. `None`: never.
     pub expires_unix_ms: Option<NonZeroU64>,
+    /// What the renewal of the token depends on. `None`: the client has none.
+    pub token: Option<Box<HeldToken>>,
 }
 
 /// The answer from outside the shard that a handshake needs.
@@ -44,7 +49,9 @@ impl Need {
             Self::Keys(_) => 0,
             Self::Hook { granted, question, .. } => {
                 let channels = granted.channels.iter().map(|name| name.len() + 32);
-                granted.context.held_bytes() + channels.sum::<usize>() + question.capacity()
+                let token = granted.token.as_ref().map_or(0, |token| token.held_bytes());
+                let named = channels.sum::<usize>() + token;
+                granted.context.held_bytes() + named + question.capacity()
             }
         }
     }
@@ -68,6 +75,40 @@ pub struct KeyLookup<'k> {
     pub keys: Option<&'k KeySet>,
     /// Whether a missing key may arrive soon.
     pub may_wait: bool,
+}
+
+/// The result of a check that is not refused.
+pub(super) enum Checked<T> {
+    /// The check is passed.
+    Passed(T),
+    /// Something from outside the shard is missing.
+    Needs(Need),
+}
+
+/// Checks a token by a rule with the keys that are known. If a key is missing that may arrive soon, and the token
+/// `may_wait`, returns that it needs the key.
+///
+/// # Errors
+/// The token is refused.
+pub(super) fn check_with_keys<'k>(
+    rule: &TokenRule,
+    keys: impl Fn(&Arc<KeySource>) -> KeyLookup<'k>,
+    may_wait: bool,
+    check: impl FnOnce(Option<&KeySet>) -> Result<Pass, TokenError>,
+) -> Result<Checked<Pass>, TokenError> {
+    let lookup = rule.key_source().map(|source| (source, keys(source)));
+    let error = match check(lookup.and_then(|(_, lookup)| lookup.keys)) {
+        Ok(pass) => return Ok(Checked::Passed(pass)),
+        Err(error) => error,
+    };
+    if let TokenError::UnknownKey | TokenError::NoKeys = error
+        && let Some((source, lookup)) = lookup
+        && may_wait
+        && lookup.may_wait
+    {
+        return Ok(Checked::Needs(Need::Keys(source.clone())));
+    }
+    Err(error)
 }
 
 /// Returns the question about a client's request. Credentials that this node has checked are left out.

@@ -1,10 +1,18 @@
-//! The state of a client that speaks the device protocol: the answers to its calls.
+//! The state of a client that speaks the device protocol: the answers to its calls, its token, and the hint before a
+//! close.
+
+use std::num::NonZeroU64;
 
 use smol_str::SmolStr;
 
-use super::{Client, Connection, Connections, Pause, Replies, Stage};
+use super::{Client, Connection, Connections, Pause, Phase, Replies, Stage};
+use crate::address::ClientId;
+use crate::address::placement::mix;
 use crate::message::{ConnectionKey, PushReceipt};
-use crate::protocol::api::{Fault, Reply};
+use crate::protocol::api::{self, Fault, Reply};
+use crate::protocol::close;
+use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Step, Turn};
 
 /// The part of `WAITING_MAX` calls that a device may have unanswered: 128. Reading pauses there, and resumes at 64.
@@ -18,8 +26,50 @@ pub struct Device {
     /// A `subscribe` that waits until all earlier calls are answered. Its answer has to come before the first message
     /// of the channels. The device is not read from meanwhile.
     pub parked: Option<Box<ParkedSubscribe>>,
+    /// The token of the device. `None`: the device has connected without one.
+    pub token: Option<Box<HeldToken>>,
     // Subscribes, the handshake included, that not every node knows of. Output is withheld meanwhile.
     unknown_subscribes: u32,
+}
+
+/// The facts about the token of a device that its renewal depends on.
+#[derive(Debug, Default)]
+pub struct HeldToken {
+    /// The subject of the token. A new token has to have the same.
+    pub subject: Option<Box<str>>,
+    /// Until when the admission hook has let the device in, in Unix milliseconds. `None`: without an end.
+    pub admitted_until_ms: Option<NonZeroU64>,
+    /// The new token, while it is being checked.
+    pub offered: Option<OfferedToken>,
+}
+
+/// A new token that a device has offered on its open connection.
+#[derive(Debug)]
+pub struct OfferedToken {
+    /// The token.
+    pub token: Box<str>,
+    /// The place of the answer.
+    pub receipt: PushReceipt,
+}
+
+/// How far the check of an offered token has got.
+#[derive(Debug)]
+pub enum TokenProgress {
+    /// The token has just arrived.
+    New,
+    /// The keys that it waited for are as they will be. It does not wait for keys again.
+    KeysKnown,
+    /// The token cannot be checked.
+    Failed(Fault),
+}
+
+impl HeldToken {
+    /// Returns the memory taken, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let offered = self.offered.as_ref().map(|offered| &offered.token);
+        let texts = self.subject.iter().chain(offered).map(|text| text.len() + 24);
+        size_of::<Self>() + texts.sum::<usize>()
+    }
 }
 
 /// A `subscribe` that waits for the answers to earlier calls.
@@ -41,10 +91,16 @@ impl ParkedSubscribe {
 }
 
 impl Device {
-    /// Returns the memory taken by pending answers and by a parked subscribe, in bytes.
+    /// Creates the state of a device that has connected with this token.
+    pub fn new(token: Option<Box<HeldToken>>) -> Self {
+        Self { token, ..Self::default() }
+    }
+
+    /// Returns the memory taken by pending answers, by a parked subscribe and by what is known of the token, in bytes.
     pub fn held_bytes(&self) -> usize {
         let parked = self.parked.as_ref().map_or(0, |parked| parked.held_bytes());
-        size_of::<Self>() + self.replies.held_bytes() + parked
+        let token = self.token.as_ref().map_or(0, |token| token.held_bytes());
+        size_of::<Self>() + self.replies.held_bytes() + parked + token
     }
 
     /// Whether no further call may be read: at least `calls` are unanswered, their answers take more than `bytes_max`,
@@ -57,7 +113,7 @@ impl Device {
 }
 
 impl Client {
-    /// Reserves the place of an answer that follows when an event is stored. `None`: the client does not speak the
+    /// Reserves the place of an answer that follows later. `None`: the client does not speak the
     /// device protocol, or has disconnected.
     pub fn reserve_receipt(&mut self, id: SmolStr) -> Option<PushReceipt> {
         let device = self.device.as_mut()?;
@@ -75,8 +131,8 @@ impl Connection {
 }
 
 impl Connections {
-    /// Writes the answer to a `push`, behind the pending answers of earlier calls.
-    pub fn answer_push(
+    /// Writes the answer to a call whose place was reserved, behind the pending answers of earlier calls.
+    pub fn answer_later(
         &mut self,
         turn: &mut Turn,
         key: ConnectionKey,
@@ -88,8 +144,30 @@ impl Connections {
         let Some(device) = &mut client.device else { return };
         let number = device.replies.number_of(receipt.0);
         device.replies.fill(number, answer, None, date, &mut turn.scratch);
-        turn.counters.faults += u64::from(answer.is_err());
+        if let Err(fault) = answer {
+            turn.counters.faults += 1;
+            trail::note(turn.trail(key), Entry::Failed(fault));
+        }
         self.write_replies(turn, key);
+    }
+
+    /// Tells a device when to come back, before it is closed with this code: going away, or try again later. The hints
+    /// spread the devices over the window of [`return_window_ms`].
+    pub(super) fn hint_close(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16) {
+        // Connections are spread evenly over the shards.
+        let clients = self.largest_len() * turn.settings.shards;
+        let Some(connection) = self.get(key) else { return };
+        let has_hint = code == close::GOING_AWAY.code || code == close::SLOW_CLIENT.code;
+        if !has_hint || connection.phase != Phase::Open || !connection.form.is_enveloped() {
+            return;
+        }
+        let Some(client) = connection.client() else { return };
+        let after_ms = return_after_ms(client.id, clients);
+        turn.scratch.clear();
+        api::put_closing(&mut turn.scratch, code, after_ms);
+        let hint = std::mem::take(&mut turn.scratch);
+        self.write_with(turn, key, |out| put_frame(out, Opcode::Data(Kind::Text), &hint));
+        turn.scratch = hint;
     }
 
     /// Pushes the step that carries out a parked subscribe, since the earlier calls are answered.
@@ -130,5 +208,46 @@ impl Connections {
         if self.get(key).is_some_and(|connection| !connection.has_too_many_pending(few, 2)) {
             self.unpause(turn, key, Pause::Answers);
         }
+    }
+}
+
+/// The devices that should come back in a millisecond. Two cores carry out about as many TLS handshakes.
+const RETURNS_PER_MS: u64 = 2;
+
+/// The shortest and the longest window in which devices come back, in milliseconds.
+const RETURN_WINDOW_MIN_MS: u64 = 1_000;
+const RETURN_WINDOW_MAX_MS: u64 = 60_000;
+
+/// Returns the window over which the devices of a node with this number of clients come back, in milliseconds.
+fn return_window_ms(clients: usize) -> u64 {
+    (clients as u64 / RETURNS_PER_MS).clamp(RETURN_WINDOW_MIN_MS, RETURN_WINDOW_MAX_MS)
+}
+
+/// Returns the place of a client in the window, in milliseconds. Depends on nothing else.
+fn return_after_ms(client: ClientId, clients: usize) -> u64 {
+    let window_ms = u128::from(return_window_ms(clients));
+    ((u128::from(mix(client.value())) * window_ms) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_grows_with_the_clients_within_its_bounds() {
+        let windows = [0, 1, 2_000, 2_002, 15_000, 119_998, 120_000, 1_000_000, usize::MAX];
+        let windows = windows.map(return_window_ms);
+        assert_eq!(windows, [1000, 1000, 1000, 1001, 7500, 59_999, 60_000, 60_000, 60_000]);
+    }
+
+    #[test]
+    fn the_hints_are_spread_evenly_over_the_window() {
+        let mut by_tenth = [0; 10];
+        // Ids of one shard that were made one after another.
+        for id in 0..10_000u64 {
+            let after_ms = return_after_ms(ClientId::from_value(1 << 40 | id), 40_000);
+            by_tenth[(after_ms / 2_000) as usize] += 1;
+        }
+        assert!(by_tenth.iter().all(|count| (900..1100).contains(count)), "{by_tenth:?}");
     }
 }

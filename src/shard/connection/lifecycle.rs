@@ -203,7 +203,7 @@ impl Connections {
         }
     }
 
-    /// Closes a WebSocket connection with this code and reason.
+    /// Closes a WebSocket connection with this code and reason. A device is told before when to come back, if it should.
     pub fn close_for(
         &mut self,
         turn: &mut Turn,
@@ -212,6 +212,7 @@ impl Connections {
         text: &str,
         by: By,
     ) {
+        self.hint_close(turn, key, code);
         self.detach(turn, key, code, text, by);
         self.write_close(turn, key, code, text);
         self.finish(turn, key);

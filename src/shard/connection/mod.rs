@@ -45,7 +45,7 @@ use crate::protocol::frame::QUEUED_FRAME_BYTES;
 pub use access_log::ACCESS_LOG_TARGET;
 use access_log::AccessRecord;
 pub use answers::ReadProgress;
-pub(super) use device::{Device, ParkedSubscribe};
+pub(super) use device::{Device, HeldToken, OfferedToken, ParkedSubscribe, TokenProgress};
 pub(super) use form::MessageForm;
 use outbound::Observers;
 pub use outbound::{Batch, Chunk, freed_bytes};

@@ -21,6 +21,8 @@ pub struct Connections {
     // and a receive buffer.
     pub(super) pending_closes: HashMap<ConnectionKey, PendingClose>,
     pub(super) pending_close_bytes: usize,
+    // The number of connections at the start of the shutdown. 0: none has begun.
+    len_at_drain: usize,
     // Connections in `Stage::Backend`.
     pub(super) backends: BTreeSet<ConnectionKey>,
 }
@@ -32,6 +34,7 @@ impl Default for Connections {
             write_queues: WriteQueues::default(),
             pending_closes: HashMap::new(),
             pending_close_bytes: 0,
+            len_at_drain: 0,
             backends: BTreeSet::new(),
         }
     }
@@ -41,6 +44,16 @@ impl Connections {
     /// Returns the number of connections.
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Notes that the node begins to shut down, so that [`Self::largest_len`] does not fall any more.
+    pub fn note_drain(&mut self) {
+        self.len_at_drain = self.len();
+    }
+
+    /// Returns the number of connections; during a shutdown, the number at its start.
+    pub fn largest_len(&self) -> usize {
+        self.len().max(self.len_at_drain)
     }
 
     /// Returns the number of back ends on the WebSocket API.

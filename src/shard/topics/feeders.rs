@@ -172,7 +172,7 @@ impl Feeders {
                 connections.unpause(turn, from, Pause::Topic);
                 if let EventNotice::Stored(receipt) = event.notice {
                     let full = Fault::new(Code::ConsumptionFailed, "the topic is full");
-                    connections.answer_push(turn, from, receipt, &Err(full));
+                    connections.answer_later(turn, from, receipt, &Err(full));
                 }
                 connections.close_client(turn, from, close::TOPIC_FULL);
             }

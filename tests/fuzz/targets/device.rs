@@ -45,6 +45,7 @@ fn check(data: &[u8], DeviceRequest { id, call }: &DeviceRequest<'_>) -> String 
             assert!(wanted.positioned.len() <= CHANNELS_MAX);
         }
         Ok(DeviceCall::Unsubscribe(channels)) => check_names(channels),
+        Ok(DeviceCall::Token(token)) => assert!(token.len() <= data.len()),
     }
     format!("{id} {call:?}")
 }

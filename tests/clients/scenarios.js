@@ -1,7 +1,8 @@
 // What a device does with the JavaScript client, in Node and in a browser. `ask` has the test do something on
 // its side and resolves with its answer.
 
-export async function scenario(connect, urls, ask) {
+/** Messages, receipts, and the death of the node. */
+export async function death(connect, urls, ask) {
   let node = 0;
   const connection = connect(() => urls[node]);
   const messages = arrivals();
@@ -46,6 +47,26 @@ export async function scenario(connect, urls, ask) {
   await ask("close");
   same(await closes.next(), { code: 4001, reason: "banned", retryMs: null });
   same([connection.state, messages.count()], ["closed", 0]);
+}
+
+/** A token that is renewed on the open connection, and a node that shuts down. */
+export async function renewal(connect, [url], ask) {
+  const connection = connect(url, { token: () => ask("token") });
+  const ends = arrivals();
+  connection.on("close", ends.put);
+  connection.on("error", ends.put);
+  // The first token is about to expire. The context of each event tells which one counts.
+  const seen = new Set();
+  while (!seen.has("2")) {
+    await connection.push("x");
+    seen.add(await ask("context"));
+  }
+  same([[...seen], ends.count()], [["1", "2"], 0]);
+  await ask("shut_down");
+  const { code, retryMs } = await ends.next();
+  // A wait of the client's own would be half a second at least, and hardly ever a whole number.
+  same([code, Number.isInteger(retryMs) && retryMs >= 0 && retryMs < 1000], [1001, true]);
+  connection.close();
 }
 
 /** What arrives, and who waits for it. */
