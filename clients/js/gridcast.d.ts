@@ -48,10 +48,6 @@ export interface Events {
   message: { data: Data; channel?: string; position?: string };
   /** Messages of this channel were missed and cannot be recovered: fetch its state anew. */
   gap: { channel: string };
-  /** The first connection of a user has subscribed to a channel with presence. */
-  join: { channel: string; user: string };
-  /** The last connection of a user has left a channel with presence. */
-  leave: { channel: string; user: string };
   /** The connection ended. `retryMs` is the time until the next try, or null if there is none. */
   close: { code: number; reason: string; retryMs: number | null };
   /** Something went wrong that no promise reports: no token, a channel that is not allowed any more. */

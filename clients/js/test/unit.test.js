@@ -398,18 +398,16 @@ test("closing rejects what still waits and opens nothing more", async (t) => {
   assert.equal(sockets.length, 1);
 });
 
-test("joins and leaves are told", async (t) => {
+test("a listener that has ended is not called, and events that are not known are ignored", async (t) => {
   mockClock(t);
   const { connection, socket } = await open();
-  const told = [];
-  connection.on("join", (join) => told.push(["join", join]));
-  const end = connection.on("leave", (leave) => told.push(["leave", leave]));
-  await socket.receive({ e: "join", p: { c: "a", u: "ada" } });
-  await socket.receive({ e: "leave", p: { c: "a", u: "ada" } });
+  const got = [];
+  const end = connection.on("message", ({ data }) => got.push(data));
+  await socket.receive({ e: "message", p: { d: "1" } });
+  await socket.receive({ e: "weather", p: { c: "a" } });
   end();
-  await socket.receive({ e: "leave", p: { c: "a", u: "bob" } });
-  const ada = { channel: "a", user: "ada" };
-  assert.deepEqual(told, [["join", ada], ["leave", ada]]);
+  await socket.receive({ e: "message", p: { d: "2" } });
+  assert.deepEqual(got, ["1"]);
 });
 
 test("an expired token is a reason to come back only with a new one", () => {
