@@ -237,7 +237,10 @@ Examples:
 
     /// List the topics of the grid, with their backlog and their consumers
     #[command(after_help = "\
-A topic with events and without consumers is red. Needs the role admin.
+A topic is red if an event has waited for 10 seconds, if none in flight was
+finished for that long, if nobody reads a group with events, or if a sink fails.
+OLDEST is the age of the oldest event that waits, STALLED how long no event in
+flight was finished. Needs the role admin.
 
 Examples:
   gridcast topics

@@ -136,6 +136,19 @@ async function searchWhereANodeIsMissing(page) {
   })()`);
 }
 
+/** A node that stops in the middle of an answer is said not to answer. */
+async function stopInAnAnswer(page) {
+  await page.evaluate(`(() => {
+    [window.realFetch, window.realTimeout] = [window.fetch, AbortSignal.timeout];
+    AbortSignal.timeout = () => window.realTimeout.call(AbortSignal, 1);
+    const untilAborted = (signal) => new ReadableStream({ start: (body) => signal.addEventListener("abort", () => body.error(signal.reason)) });
+    window.fetch = async (path, { signal }) => new Response(untilAborted(signal));
+  })()`);
+  await page.until(`${text("#lost")}.startsWith("The node did not answer in time.")`);
+  await page.evaluate("[window.fetch, AbortSignal.timeout] = [window.realFetch, window.realTimeout]");
+  await page.until(`${text("#link")}.startsWith("live")`);
+}
+
 /** What happens once in a page that is used as it should be. */
 async function useAsAdmin() {
   const page = await browser.open(`${base}/console#overview`);
@@ -145,6 +158,7 @@ async function useAsAdmin() {
   await page.until(`${text("#link")}.startsWith("live")`);
   await readEmptyPages(page);
   await searchWhereANodeIsMissing(page);
+  await stopInAnAnswer(page);
   await findClient(page);
   await watchClient(page);
   await publish(page);

@@ -136,7 +136,7 @@ pub(super) const TOPICS: ListView = ListView {
             groups(topic),
             sinks(topic),
         ],
-        is_alarming: is_stuck(topic),
+        is_alarming: is_behind(topic),
     },
 };
 
@@ -149,23 +149,25 @@ fn state(node: &Value) -> String {
     }
 }
 
-/// From when on a topic of which no event in flight is finished is alarming, in milliseconds.
-const UNFINISHED_MS: u64 = 10_000;
+/// From when on a topic is alarming whose oldest event waits, or of which no event in flight is finished, in
+/// milliseconds.
+const BEHIND_MS: u64 = 10_000;
 
 /// For how long the group that stalls longest has finished none of its events in flight, in milliseconds.
 fn stalled_ms(topic: &Value) -> Option<u64> {
     entries(topic, "groups").filter_map(|group| group["stalled_ms"].as_u64()).max()
 }
 
-/// Whether events wait for a group that nobody reads, none in flight is finished, or a sink does not deliver. Events
-/// that were taken over HTTP are in flight, and need no consumer.
-fn is_stuck(topic: &Value) -> bool {
+/// Whether events wait for long or for a group that nobody reads, none in flight is finished, or a sink does not
+/// deliver. Events that were taken over HTTP are in flight, and need no consumer.
+fn is_behind(topic: &Value) -> bool {
     let is_unread = |group: &Value| {
         let figure = |name: &str| group[name].as_u64().unwrap_or(0);
         figure("consumers") == 0 && figure("backlog") > figure("in_flight")
     };
+    let oldest_ms = topic["oldest_ms"].as_u64();
     entries(topic, "groups").any(is_unread)
-        || stalled_ms(topic).is_some_and(|ms| ms >= UNFINISHED_MS)
+        || oldest_ms.max(stalled_ms(topic)).is_some_and(|ms| ms >= BEHIND_MS)
         || entries(topic, "sinks").any(|sink| sink["up"] == false)
 }
 
@@ -340,8 +342,18 @@ mod tests {
             let group = |name, stalled_ms| json!({"name": name, "backlog": 9, "in_flight": 9, "consumers": 1, "stalled_ms": stalled_ms});
             (TOPICS.row)(&json!({"groups": [group(None, 0), group(Some("a"), stalled_ms)]}), 0)
         };
-        assert_eq!(row(UNFINISHED_MS).cells[6], "10 s");
-        assert!(row(UNFINISHED_MS).is_alarming && !row(UNFINISHED_MS - 1).is_alarming);
+        assert_eq!(row(BEHIND_MS).cells[6], "10 s");
+        assert!(row(BEHIND_MS).is_alarming && !row(BEHIND_MS - 1).is_alarming);
+    }
+
+    #[test]
+    fn a_topic_whose_consumers_are_too_slow_is_alarming() {
+        let row = |oldest_ms| {
+            let group = json!({"name": null, "backlog": 9, "in_flight": 1, "consumers": 1, "stalled_ms": 5});
+            (TOPICS.row)(&json!({"oldest_ms": oldest_ms, "groups": [group]}), 0)
+        };
+        assert_eq!(row(BEHIND_MS).cells[4], "10 s");
+        assert!(row(BEHIND_MS).is_alarming && !row(BEHIND_MS - 1).is_alarming);
     }
 
     #[test]

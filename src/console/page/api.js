@@ -37,37 +37,38 @@ function base64(text) {
   return btoa(Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join(""));
 }
 
+/** Makes a request, and reads the whole answer. */
 async function request(path, options) {
   const headers = authorization ? { Authorization: authorization } : {};
+  const signal = AbortSignal.timeout(CALL_TIMEOUT_MS);
   try {
-    return await fetch(path, {
-      ...options, headers, credentials: "omit", cache: "no-store", redirect: "error",
-      signal: AbortSignal.timeout(CALL_TIMEOUT_MS),
-    });
-  } catch (error) {
-    throw new ApiError(error.name === "TimeoutError" ? "The node did not answer in time." : "The node cannot be reached.");
+    const response = await fetch(path, { ...options, headers, credentials: "omit", cache: "no-store", redirect: "error", signal });
+    return { status: response.status, isOk: response.ok, text: await response.text() };
+  } catch {
+    // Browsers name the error differently when the time is up in the middle of an answer.
+    throw new ApiError(signal.aborted ? "The node did not answer in time." : "The node cannot be reached.");
   }
 }
 
 /** Calls a method, such as `client.list`. Returns the result. */
 export async function call(method, params = {}) {
-  const response = await request(`v1/${method.replace(".", "/")}`, { method: "POST", body: JSON.stringify(params) });
+  const { status, text } = await request(`v1/${method.replace(".", "/")}`, { method: "POST", body: JSON.stringify(params) });
   let answer;
   try {
-    answer = await response.json();
+    answer = JSON.parse(text);
   } catch {
-    throw new ApiError(`The node's answer cannot be read (status ${response.status}).`, { code: -1, status: response.status });
+    throw new ApiError(`The node's answer cannot be read (status ${status}).`, { code: -1, status });
   }
-  if (response.status === 404) throw new ApiError(`The node does not know ${method}.`, { code: -1, status: 404 });
-  if (answer.E) throw new ApiError(answer.E.m, { code: answer.E.c, status: response.status });
+  if (status === 404) throw new ApiError(`The node does not know ${method}.`, { code: -1, status });
+  if (answer.E) throw new ApiError(answer.E.m, { code: answer.E.c, status });
   return answer.r;
 }
 
 /** Reads a page of the API as text. */
 export async function read(path) {
-  const response = await request(path, {});
-  if (!response.ok) throw new ApiError(`${path}: status ${response.status}`, { code: -1, status: response.status });
-  return response.text();
+  const { status, isOk, text } = await request(path, {});
+  if (!isOk) throw new ApiError(`${path}: status ${status}`, { code: -1, status });
+  return text;
 }
 
 /**
