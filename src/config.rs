@@ -72,7 +72,7 @@ pub use tls::{MutualTls, TlsFiles};
 use topic::read_topics;
 pub use topic::{Store, TopicConfig};
 
-use crate::protocol::sink::{EngineAddress, Sink};
+use crate::protocol::sink::Sink;
 
 /// The largest file that is read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -180,17 +180,17 @@ impl Config {
     }
 
     /// The number of services that answer questions of devices or take events (different admission hooks of
-    /// routes, and webhooks of sinks), and that of different key sets.
+    /// routes, and webhooks of sinks), and that of different key sets and of connections to other engines.
     pub fn services(&self) -> (usize, usize) {
         let routes = || self.edges.iter().flat_map(|edge| &edge.routes);
         let hooks: HashSet<_> = routes().filter_map(|route| route.admit.as_ref()).collect();
         let rules = routes().filter_map(|route| route.token.as_ref());
         let key_sets: HashSet<_> = rules.filter_map(|rule| rule.key_source()).collect();
-        let is_webhook = |sink: &&Arc<Sink>| matches!(sink.engine, EngineAddress::Webhook(_));
-        let webhooks = self.sinks.iter().filter(is_webhook).count();
-        // The connection of another engine, and one while it is replaced: as many as for a key set.
-        let others = self.sinks.len() - webhooks;
-        (hooks.len() + webhooks, key_sets.len() + others)
+        let connections = self.sinks.iter().map(|sink| sink.engine.connections());
+        let webhooks = connections.clone().filter(Option::is_none).count();
+        // A connection, and one that replaces it: as many descriptors as for a key set.
+        let connections: usize = connections.flatten().sum();
+        (hooks.len() + webhooks, key_sets.len() + connections)
     }
 
     /// Warnings about settings that are allowed but likely a mistake at this time, one line each.

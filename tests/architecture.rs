@@ -31,12 +31,13 @@ const ARROWS: [(&str, &[&str]); 16] = [
 ];
 
 /// A name, and the only places whose code may contain it: beginnings of paths in `src/`.
-const RESERVED: [(&str, &[&str]); 18] = [
+const RESERVED: [(&str, &[&str]); 19] = [
     ("quinn", &["mesh/quic"]),
     ("tokio", &["mesh/quic", "bridge/http", "bridge/engines/", "cli/"]),
     ("tungstenite", &["cli/"]),
     ("hyper::", &["bridge/http", "bridge/engines/"]),
     ("async_nats", &["bridge/engines/nats.rs"]),
+    ("redis::", &["bridge/engines", "protocol/sink.rs"]),
     ("hyper_util", &["bridge/http"]),
     ("rcgen", &["mesh/identity.rs"]),
     (

@@ -6,65 +6,38 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
+use std::process::Command;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Stream};
 use futures_util::StreamExt;
-use serde_json::Value;
-use support::{Server, Socket, refusing_port, until};
+use serde_json::{Value, json};
+use support::{Engine, Server, Socket, sample, until, with_orders};
 use tokio::runtime::{Builder, Runtime};
 
 /// A NATS server with a user and JetStream, whose store outlives its process.
 struct Nats {
-    process: Child,
-    port: u16,
-    store: PathBuf,
+    engine: Engine,
     runtime: Runtime,
 }
 
 impl Nats {
     fn start() -> Option<Self> {
-        static STORES: AtomicUsize = AtomicUsize::new(0);
-        let number = STORES.fetch_add(1, Ordering::Relaxed);
-        let store =
-            std::env::temp_dir().join(format!("gridcast-nats-{}-{number}", std::process::id()));
-        // The port is free again when the socket is dropped.
-        let (socket, address) = refusing_port();
-        drop(socket);
-        let Some(process) = serve(address.port(), &store) else {
-            eprintln!("skipped: nats-server is not installed");
-            return None;
-        };
+        let engine = Engine::start(serve)?;
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let nats = Self { process, port: address.port(), store, runtime };
-        nats.wait();
-        Some(nats)
-    }
-
-    fn wait(&self) {
-        until(|| std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok());
-    }
-
-    fn restart(&mut self) {
-        self.process.kill().expect("it runs");
-        self.process.wait().expect("it ends");
-        self.process = serve(self.port, &self.store).expect("it was there before");
-        self.wait();
+        Some(Self { engine, runtime })
     }
 
     fn url(&self, password: &str) -> String {
-        format!("nats://app:{password}@127.0.0.1:{}", self.port)
+        format!("nats://app:{password}@127.0.0.1:{}", self.engine.port)
     }
 
     fn stream(&self, config: Config) -> Stream {
         self.runtime.block_on(async {
             let options = ConnectOptions::with_user_and_password("app".into(), "hush".into());
-            let client = options.connect(format!("127.0.0.1:{}", self.port)).await;
+            let client = options.connect(format!("127.0.0.1:{}", self.engine.port)).await;
             let context = async_nats::jetstream::new(client.expect("it listens"));
             context.get_or_create_stream(config).await.expect("a stream")
         })
@@ -93,19 +66,11 @@ impl Nats {
     }
 }
 
-impl Drop for Nats {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.store);
-    }
-}
-
-fn serve(port: u16, store: &PathBuf) -> Option<Child> {
+fn serve(port: u16, folder: &Path) -> Command {
     let mut command = Command::new("nats-server");
     command.args(["-a", "127.0.0.1", "--user", "app", "--pass", "hush", "-js", "-p"]);
-    command.arg(port.to_string()).arg("-sd").arg(store);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+    command.arg(port.to_string()).arg("-sd").arg(folder);
+    command
 }
 
 fn orders() -> Config {
@@ -113,18 +78,14 @@ fn orders() -> Config {
 }
 
 fn server(url: &str) -> Server {
-    Server::start(&format!(
-        "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n\
-         [[edge.route]]\npath = \"/in\"\ntopic = \"orders\"\n[[sink]]\nname = \"s\"\ntopic = \"orders\"\n\
+    Server::start(&with_orders(&format!(
+        "[[sink]]\nname = \"s\"\ntopic = \"orders\"\n\
          nats = {{ servers = [\"{url}\"], subject = \"orders.{{client}}\" }}\n"
-    ))
+    )))
 }
 
 fn metric(server: &Server, name: &str) -> u64 {
-    let (text, sample) =
-        (server.get("/metrics").body, format!("gridcast_sink_{name}{{sink=\"s\"}} "));
-    let value = text.lines().find_map(|line| line.strip_prefix(&sample));
-    value.unwrap_or_else(|| panic!("{name} is in {text}")).parse().expect("a number")
+    sample(server, &format!("sink_{name}{{sink=\"s\"}}"))
 }
 
 fn send(devices: &mut [Socket], numbers: std::ops::Range<u64>) {
@@ -147,7 +108,8 @@ fn every_event_is_stored_once_and_in_order_though_the_server_is_killed_and_resta
     let mut devices: Vec<Socket> = (0..10).map(|_| server.device("/in")).collect();
     send(&mut devices, 0..100);
     until(|| metric(&server, "delivered_total") > 0);
-    nats.restart();
+    nats.engine.kill();
+    nats.engine.revive();
     send(&mut devices, 100..200);
     until(|| metric(&server, "lag_events") == 0);
     let stored = nats.stored(&nats.stream(orders()), 2000);
@@ -183,4 +145,23 @@ fn a_full_stream_holds_the_events_back_until_it_has_room() {
     until(|| metric(&server, "lag_events") == 0);
     let stored = nats.stored(&stream, 2);
     assert_eq!(stored.into_values().next(), Some(vec![2, 3]));
+}
+
+#[test]
+fn the_subject_of_a_pushed_event_has_its_key() {
+    let Some(nats) = Nats::start() else { return };
+    let stream = nats.stream(orders());
+    let server = server(&nats.url("hush"));
+    let mut backend = server.backend();
+    for key in [json!("room.7"), Value::Null] {
+        let mut push = json!({"t": "orders", "d": "x", "k": key});
+        push.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
+        backend.done("queue.push", &push);
+    }
+    until(|| metric(&server, "delivered_total") == 2);
+    nats.runtime.block_on(async {
+        for subject in ["orders.room%2E7", "orders.-"] {
+            stream.get_last_raw_message_by_subject(subject).await.expect("a message");
+        }
+    });
 }

@@ -9,7 +9,9 @@ use super::file::PemFile;
 use super::service::{SIGNING_SECRET, Url, service};
 use super::shape::{NAME, Text, ValueShape, milliseconds, whole};
 use crate::protocol::signature::SigningSecret;
-use crate::protocol::sink::{EngineAddress, Nats, Sink, Webhook, is_nats_subject, is_nats_url};
+use crate::protocol::sink::{
+    EngineAddress, Nats, Redis, RedisUrl, Sink, Webhook, is_nats_subject, is_nats_url,
+};
 
 /// The most sinks of a node. Each costs its topic's bookkeeping once more.
 const SINKS_MAX: usize = 64;
@@ -28,6 +30,9 @@ section! {
     tables {
         /// NATS with JetStream.
         nats as "nats": Option<Nats> = read_nats(section)?, Optional(NatsKeys::definition);
+
+        /// Redis Streams.
+        redis as "redis": Option<Redis> = read_redis(section)?, Optional(RedisKeys::definition);
 
         /// An HTTP service that takes batches of CloudEvents.
         webhook as "webhook": Option<Webhook> = read_webhook(section)?, Optional(WebhookKeys::definition);
@@ -66,8 +71,40 @@ section! {
         servers: Vec<String> = NatsServers,
             required("NATS has at least one", "[\"nats://127.0.0.1:4222\"]");
 
-        /// The subject of the messages. `{client}` stands for the client's id.
+        /// The subject of the messages. `{client}` stands for the client's id, for a pushed event for its key or `-`.
         subject: String = NATS_SUBJECT, required("a sink for NATS has one", "\"orders.{client}\"");
+    }
+}
+
+section! {
+    /// Redis Streams. Each event becomes an entry with the fields `id`, `client` and `data`.
+    pub(super) struct RedisKeys(section) {
+        /// The server. The URL may contain a user, a password and the number of a database.
+        url: RedisUrl = RedisServer, required("Redis has one", "\"redis://127.0.0.1:6379\"");
+
+        /// The key of the stream. `{client}` stands for the client's id, for a pushed event for its key or `-`.
+        stream: String = NAME, required("a sink for Redis has one", "\"orders\"");
+
+        /// About how many entries the stream keeps. Redis drops older ones, whether somebody has read them or not.
+        max_len: Option<u64> = whole(1..=1_000_000_000), none("none: all", "1000000");
+    }
+}
+
+/// The URL of a Redis server. A refused URL is not shown: it may contain a password.
+struct RedisServer;
+
+impl ValueShape for RedisServer {
+    type Value = RedisUrl;
+
+    const IS_SECRET: bool = true;
+
+    fn expected(&self) -> String {
+        "a URL such as \"redis://127.0.0.1:6379\" or \"redis://:PASSWORD@10.0.0.5/0\"".to_owned()
+    }
+
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<RedisUrl>, ConfigError> {
+        let Some(url) = section.secret(key) else { return Ok(None) };
+        RedisUrl::new(url).map(Some).map_err(|why| section.fault(&[key], why))
     }
 }
 
@@ -107,6 +144,15 @@ fn read_nats(sink: &Section<'_>) -> Result<Option<Nats>, ConfigError> {
     Ok(Some(Nats { servers: servers.into(), subject: subject.into() }))
 }
 
+fn read_redis(sink: &Section<'_>) -> Result<Option<Redis>, ConfigError> {
+    let section = sink.table("redis")?;
+    if !section.is_written() {
+        return Ok(None);
+    }
+    let RedisKeys { url, stream, max_len } = RedisKeys::read_keys(&section)?;
+    Ok(Some(Redis { url, stream: stream.into(), max_len }))
+}
+
 fn read_webhook(sink: &Section<'_>) -> Result<Option<Webhook>, ConfigError> {
     let section = sink.table("webhook")?;
     if !section.is_written() {
@@ -126,17 +172,20 @@ pub(super) fn read_sinks(root: &Section<'_>) -> Result<Vec<Arc<Sink>>, ConfigErr
     }
     let mut sinks: Vec<Arc<Sink>> = Vec::new();
     for section in &sections {
-        let SinkKeys { name, topic, nats, webhook } = SinkKeys::read_keys(section)?;
+        let SinkKeys { name, topic, nats, redis, webhook } = SinkKeys::read_keys(section)?;
         if sinks.iter().any(|other| *other.name == name) {
             let reason = format!("{name:?} is the name of an earlier sink");
             return Err(section.fault(&["name"], reason));
         }
-        let engines = [nats.map(EngineAddress::Nats), webhook.map(EngineAddress::Webhook)];
+        let engines = [
+            nats.map(EngineAddress::Nats),
+            redis.map(EngineAddress::Redis),
+            webhook.map(EngineAddress::Webhook),
+        ];
         let mut engines = engines.into_iter().flatten();
         let Some(engine) = engines.next() else {
-            return Err(
-                section.fault(&["topic"], "the sink has no engine: add `nats` or `webhook`")
-            );
+            return Err(section
+                .fault(&["topic"], "the sink has no engine: add `nats`, `redis` or `webhook`"));
         };
         if engines.next().is_some() {
             return Err(section.fault(&["topic"], "a sink has one engine: keep one of its tables"));
@@ -165,13 +214,23 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_are_reserved_for_the_connections_of_an_engine() {
+        let services = |engine: &str| {
+            parse(&format!("[[sink]]\nname = \"a\"\ntopic = \"t\"\n{engine}")).services()
+        };
+        assert_eq!(services("webhook = { url = \"http://127.0.0.1:1/\" }"), (1, 0));
+        assert_eq!(services("nats = { servers = [\"nats://a\"], subject = \"a\" }"), (0, 1));
+        assert_eq!(services("redis = { url = \"redis://a\", stream = \"a\" }"), (0, 4));
+    }
+
+    #[test]
     fn sinks_that_cannot_work_are_refused() {
         let at = "gridcast.toml:";
         let sink = "[[sink]]\nname = \"a\"\ntopic = \"t\"\n";
         let webhook = "webhook = { url = \"http://127.0.0.1:1/\" }\n";
         refused(
             sink,
-            &format!("{at}3: sink.topic: the sink has no engine: add `nats` or `webhook`"),
+            &format!("{at}3: sink.topic: the sink has no engine: add `nats`, `redis` or `webhook`"),
         );
         refused("[[sink]]\nname = \"a\"", &format!("{at}1: sink.topic: missing; a sink needs one"));
         let twice = format!("{sink}{webhook}{sink}{webhook}");
@@ -183,6 +242,14 @@ mod tests {
             &format!(
                 "{at}4: sink.nats.servers: expected a list of URLs such as \"nats://10.0.0.5:4222\" or \
                  \"tls://nats.example.org\""
+            ),
+        );
+        let tls = format!("{sink}redis = {{ url = \"rediss://:hush@a\", stream = \"a\" }}");
+        refused(
+            &tls,
+            &format!(
+                "{at}4: sink.redis.url: TLS to Redis is not supported: use redis:// in a private network, \
+                 or through a TLS tunnel on this machine"
             ),
         );
         let nats = "nats = { servers = [\"nats://a\"], subject = \"a\" }\n";

@@ -14,7 +14,7 @@ use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
-use crate::protocol::sink::{EngineAddress, Nats, Sink, Webhook};
+use crate::protocol::sink::{EngineAddress, Nats, Redis, RedisUrl, Sink, Webhook};
 use crate::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use crate::queue::WhenFull;
 
@@ -243,7 +243,11 @@ fn every_key_is_read() {
         Nats { servers: ["nats://127.0.0.1:4222".into()].into(), subject: "chat.{client}".into() };
     let engine = EngineAddress::Nats(nats);
     let nats = Sink { name: "chat-to-nats".into(), topic: "chat".into(), engine };
-    assert_eq!(config.sinks, [Arc::new(sink), Arc::new(nats)]);
+    let url = RedisUrl::new("redis://:hush@127.0.0.1:6379/2").expect("a URL");
+    let redis = Redis { url, stream: "chat:{client}".into(), max_len: Some(1000) };
+    let engine = EngineAddress::Redis(redis);
+    let redis = Sink { name: "chat-to-redis".into(), topic: "chat".into(), engine };
+    assert_eq!(config.sinks, [Arc::new(sink), Arc::new(nats), Arc::new(redis)]);
     let limits = Limits {
         edge_message_bytes: 1000,
         api_message_bytes: 2000,

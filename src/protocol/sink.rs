@@ -1,11 +1,15 @@
 //! Sinks: where they carry the events of a topic, and the form of an event there.
 
 mod cloud_event;
+mod redis;
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 pub use cloud_event::{BATCH_TYPE, CloudEvent, put_batch};
+pub use redis::{Redis, RedisUrl};
+use serde::Deserialize;
 
 use super::service::HttpService;
 use super::signature::SigningSecret;
@@ -29,6 +33,8 @@ pub enum EngineAddress {
     Webhook(Webhook),
     /// NATS with JetStream.
     Nats(Nats),
+    /// Redis Streams.
+    Redis(Redis),
 }
 
 /// The most events of a batch for NATS.
@@ -37,12 +43,19 @@ const NATS_BATCH: usize = 512;
 /// The most batches for NATS in flight.
 const NATS_IN_FLIGHT: usize = 4;
 
+/// The most events of a batch for Redis, which serves nobody else while it stores them: about a millisecond.
+const REDIS_BATCH: usize = 256;
+
+/// The most batches for Redis in flight. Each has a connection of its own.
+const REDIS_IN_FLIGHT: usize = 4;
+
 impl EngineAddress {
     /// The most events of a batch.
     pub fn batch(&self) -> usize {
         match self {
             Self::Webhook(webhook) => webhook.batch,
             Self::Nats(_) => NATS_BATCH,
+            Self::Redis(_) => REDIS_BATCH,
         }
     }
 
@@ -51,6 +64,16 @@ impl EngineAddress {
         match self {
             Self::Webhook(webhook) => webhook.in_flight,
             Self::Nats(_) => NATS_IN_FLIGHT,
+            Self::Redis(_) => REDIS_IN_FLIGHT,
+        }
+    }
+
+    /// The most connections at a time; `None` for a webhook, whose connections are those of an HTTP service.
+    pub fn connections(&self) -> Option<usize> {
+        match self {
+            Self::Webhook(_) => None,
+            Self::Nats(_) => Some(1),
+            Self::Redis(_) => Some(REDIS_IN_FLIGHT),
         }
     }
 }
@@ -60,6 +83,7 @@ impl fmt::Display for EngineAddress {
         match self {
             Self::Webhook(webhook) => write!(formatter, "webhook {}", webhook.service),
             Self::Nats(nats) => write!(formatter, "nats {}", nats.hosts()),
+            Self::Redis(redis) => write!(formatter, "redis {}", redis.url),
         }
     }
 }
@@ -82,14 +106,15 @@ pub struct Webhook {
 pub struct Nats {
     /// The URLs of the servers, which may contain passwords.
     pub servers: Arc<[String]>,
-    /// The subject, in which `{client}` stands for the client's id.
+    /// The subject, in which `{client}` stands for what [`sender_of`] returns, encoded as a name.
     pub subject: Arc<str>,
 }
 
 impl Nats {
-    /// The subject of an event of a client.
-    pub fn subject_of(&self, client: ClientId) -> String {
-        self.subject.replace("{client}", &client.to_string())
+    /// The subject of an event. `object` is what [`event_object`](super::api::event_object) returns.
+    pub fn subject_of(&self, client: ClientId, object: &[u8]) -> String {
+        // A dot, a space or a wildcard of a key would make another subject.
+        self.subject.replace("{client}", &encoded_name(&sender_of(client, object)))
     }
 
     /// The servers without passwords.
@@ -129,6 +154,23 @@ pub fn is_nats_subject(text: &str) -> bool {
         !token.is_empty() && is_visible && !token.contains(['*', '>'])
     };
     text.len() <= 255 && text.split('.').all(is_token)
+}
+
+/// Returns what the events of one order have in common: the id of the client, or the key of an event that a back
+/// end has pushed, or `-` if it has none. `object` is what [`event_object`](super::api::event_object) returns.
+pub fn sender_of(client: ClientId, object: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Pushed<'o> {
+        #[serde(borrow, default)]
+        k: Cow<'o, str>,
+    }
+    if !client.is_of_no_client() {
+        return client.to_string();
+    }
+    match serde_json::from_slice(object) {
+        Ok(Pushed { k }) if !k.is_empty() => k.into_owned(),
+        _ => "-".to_owned(),
+    }
 }
 
 /// Returns the word that says what an event is about: `message`, or the value of `event` in its field `d`.
@@ -209,7 +251,14 @@ mod tests {
             assert!(!is_nats_url(url), "{url}");
         }
         let nats = Nats { servers: servers.into(), subject: "orders.{client}".into() };
-        assert_eq!(nats.subject_of(ClientId::from_value(7)), "orders.7");
+        assert_eq!(nats.subject_of(ClientId::from_value(7), b"{}"), "orders.7");
+        let pushed = |object: &str| nats.subject_of(ClientId::of_no_client(7), object.as_bytes());
+        assert_eq!(
+            pushed(r#"{"c":"","d":{"k":"x"},"k":"a.*\u00e9 \"b"}"#),
+            "orders.a%2E%2A%C3%A9%20%22b"
+        );
+        assert_eq!(pushed(r#"{"c":"","d":{"k":"x"}}"#), "orders.-");
+        assert_eq!(pushed(r#"{"c":"","k":""}"#), "orders.-");
         assert_eq!(format!("{nats:?}"), "Nats(10.0.0.5:4222,b.example.org, orders.{client})");
         assert_eq!(EngineAddress::Nats(nats).to_string(), "nats 10.0.0.5:4222,b.example.org");
         assert!(is_nats_subject("a.{client}.b"));

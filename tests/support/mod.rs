@@ -9,6 +9,7 @@
     reason = "each test uses its own part of this"
 )]
 
+mod engine;
 mod grid;
 mod http;
 mod server;
@@ -19,6 +20,7 @@ mod users;
 
 use std::time::{Duration, Instant};
 
+pub use engine::{Engine, sample, with_orders};
 pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
 pub use server::{

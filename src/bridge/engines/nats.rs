@@ -18,7 +18,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use super::{Engine, Outcome};
+use super::{Engine, Outcome, explain};
 use crate::bridge::sinks::{Acknowledgement, EngineFailure, EventBatch};
 use crate::message::SinkEvent;
 use crate::protocol::api::event_object;
@@ -73,8 +73,9 @@ async fn publish(
         let mut unacknowledged: Vec<PublishAckFuture> = Vec::with_capacity(round.len());
         for event in round {
             let object = Bytes::copy_from_slice(event_object(event.frame.payload()));
+            let subject = nats.subject_of(event.client, &object);
             let message = PublishMessage::build().payload(object).message_id(batch.id_of(event));
-            let sent = context.send_publish(nats.subject_of(event.client), message).await;
+            let sent = context.send_publish(subject, message).await;
             unacknowledged.push(sent.map_err(explain)?);
         }
         for acknowledgement in unacknowledged {
@@ -118,8 +119,4 @@ async fn connect(nats: &Nats) -> Result<Context, String> {
 /// Decodes what is percent-encoded in a URL.
 fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
-fn explain(error: impl std::fmt::Display) -> String {
-    error.to_string().replace(char::is_control, " ")
 }
