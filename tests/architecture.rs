@@ -31,7 +31,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
 ];
 
 /// A name, and the only places whose code may contain it: beginnings of paths in `src/`.
-const RESERVED: [(&str, &[&str]); 19] = [
+const RESERVED: [(&str, &[&str]); 20] = [
     ("quinn", &["mesh/quic"]),
     ("tokio", &["mesh/quic", "bridge/http", "bridge/engines/", "cli/"]),
     ("tungstenite", &["cli/"]),
@@ -40,6 +40,7 @@ const RESERVED: [(&str, &[&str]); 19] = [
     ("redis::", &["bridge/engines", "protocol/sink.rs"]),
     ("hyper_util", &["bridge/http"]),
     ("rcgen", &["mesh/identity.rs"]),
+    ("ring::signature", &["protocol/token/signatures.rs"]),
     (
         "ClientConfig",
         &["mesh/identity.rs", "mesh/quic", "runtime/probe.rs", "bridge/http", "cli/connection.rs"],

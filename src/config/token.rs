@@ -173,6 +173,9 @@ fn verifying_key(
             TokenAlgorithm::Hs256 => {
                 "expected a secret of at least 32 bytes (RFC 7518, section 3.2)".to_owned()
             }
+            TokenAlgorithm::Rs256 => {
+                "expected a public key for RS256 in PEM, of 2048 to 4096 bits".to_owned()
+            }
             _ => format!("expected a public key for {} in PEM", algorithm.name()),
         };
         section.fault(&["key", "key_file"], reason)

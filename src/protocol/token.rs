@@ -2,11 +2,12 @@
 //!
 //! - `token.rs`: where a token is, and whether a route accepts it. `claims.rs`: reads header and claims.
 //! - `keys.rs`: the keys, and the choice of the key for a token. `jwks.rs`: reads an issuer's key set.
-//! - `signing.rs`: signs tokens for tests.
+//! - `signing.rs`: signs tokens for tests. `signatures.rs`: the cryptography of both.
 
 mod claims;
 mod jwks;
 mod keys;
+mod signatures;
 mod signing;
 
 use std::fmt;

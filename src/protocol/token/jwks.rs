@@ -8,12 +8,9 @@ use jsonwebtoken::DecodingKey;
 use serde_json::value::RawValue;
 
 use super::keys::{KEYS_MAX, KeySet, TokenAlgorithm, VerifyingKey};
+use super::signatures::{RSA_BITS, modulus_bits};
 use crate::protocol::fields::JsonFields;
 use crate::protocol::json;
-
-/// The accepted sizes of an RSA modulus, in bits. RFC 7518, section 3.3, requires 2048 or more. The
-/// verifier refuses more than 4096.
-const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 /// The longest RSA exponent, in bytes. All common ones are 65537.
 const RSA_EXPONENT_BYTES_MAX: usize = 4;
@@ -95,8 +92,7 @@ fn rsa_key(modulus: &str, exponent: &str) -> Option<Parameters> {
     let n = decode(modulus)?;
     let e = decode(exponent)?;
     let first = n.iter().position(|&byte| byte != 0)?;
-    let bits = (n.len() - first) * 8 - n[first].leading_zeros() as usize;
-    if !RSA_BITS.contains(&bits) || e.len() > RSA_EXPONENT_BYTES_MAX {
+    if !RSA_BITS.contains(&modulus_bits(&n)?) || e.len() > RSA_EXPONENT_BYTES_MAX {
         return None;
     }
     let key = DecodingKey::from_rsa_raw_components(&n[first..], &e);

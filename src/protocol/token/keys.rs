@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use jsonwebtoken::{Algorithm, DecodingKey, crypto};
+use jsonwebtoken::DecodingKey;
 
 use super::TokenError;
 use super::claims::JoseHeader;
+use super::signatures;
 
 /// The most keys in a set.
 pub const KEYS_MAX: usize = 64;
@@ -41,15 +42,6 @@ impl TokenAlgorithm {
         let named = Self::ALL.iter().find(|(_, algorithm)| *algorithm == self);
         named.expect("the list has all algorithms").0
     }
-
-    pub(super) fn code(self) -> Algorithm {
-        match self {
-            Self::Hs256 => Algorithm::HS256,
-            Self::Rs256 => Algorithm::RS256,
-            Self::Es256 => Algorithm::ES256,
-            Self::EdDsa => Algorithm::EdDSA,
-        }
-    }
 }
 
 /// A key that verifies tokens of one algorithm.
@@ -67,8 +59,8 @@ pub struct VerifyingKey {
 
 impl VerifyingKey {
     /// Creates a configured key. For HS256 `key` is the secret, of at least 32 bytes (RFC 7518, section
-    /// 3.2); for the others it is a public key in PEM format. Returns `None` if the key is not valid for
-    /// the algorithm.
+    /// 3.2); for the others it is a public key in PEM format, for RS256 of 2048 to 4096 bits. Returns `None`
+    /// if the key is not valid for the algorithm.
     pub fn configured(id: Option<&str>, algorithm: TokenAlgorithm, key: &str) -> Option<Self> {
         let pem = key.as_bytes();
         let decoding_key = match algorithm {
@@ -77,7 +69,12 @@ impl VerifyingKey {
             TokenAlgorithm::Es256 => DecodingKey::from_ec_pem(pem).ok()?,
             TokenAlgorithm::EdDsa => DecodingKey::from_ed_pem(pem).ok()?,
         };
-        Some(Self { id: id.map(Box::from), algorithm, material: key.into(), key: decoding_key })
+        signatures::is_usable(&decoding_key, algorithm).then(|| Self {
+            id: id.map(Box::from),
+            algorithm,
+            material: key.into(),
+            key: decoding_key,
+        })
     }
 
     /// Creates a key from the parameters of a JSON Web Key. `material` identifies the key.
@@ -147,10 +144,9 @@ impl KeySet {
             return Err(TokenError::Algorithm);
         }
         for VerifyingKey { key, algorithm, .. } in keys {
-            match crypto::verify(signature, signed.as_bytes(), key, algorithm.code()) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(_) => return Err(TokenError::Malformed),
+            match signatures::verify(key, *algorithm, signed.as_bytes(), signature.as_bytes()) {
+                Err(TokenError::Signature) => {}
+                verified => return verified,
             }
         }
         Err(TokenError::Signature)
@@ -190,7 +186,8 @@ mod tests {
             has_extensions: false,
         };
         let key = EncodingKey::from_secret(byte.to_string().repeat(32).as_bytes());
-        let signature = crypto::sign(b"head.claims", &key, Algorithm::HS256).expect("a secret");
+        let signature = signatures::sign(&key, TokenAlgorithm::Hs256, b"head.claims");
+        let signature = signature.expect("a secret");
         keys.verify(&header, "head.claims", &signature)
     }
 

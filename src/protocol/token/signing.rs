@@ -4,10 +4,10 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{EncodingKey, crypto};
+use jsonwebtoken::EncodingKey;
 use serde_json::{Value, json};
 
-use super::{KeySet, TokenAlgorithm, VerifyingKey};
+use super::{KeySet, TokenAlgorithm, VerifyingKey, signatures};
 
 /// A key that signs tokens of one algorithm. Never shown.
 pub struct SigningKey {
@@ -40,7 +40,7 @@ impl SigningKey {
         }
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(&header), encode(claims));
-        let signature = crypto::sign(signed.as_bytes(), &self.key, self.algorithm.code()).ok()?;
+        let signature = signatures::sign(&self.key, self.algorithm, signed.as_bytes())?;
         Some(format!("{signed}.{signature}"))
     }
 }
@@ -59,5 +59,43 @@ impl KeySet {
         let mut keys = self.0.iter().filter(|key| key.algorithm == TokenAlgorithm::Hs256);
         let key = keys.find(is_named)?;
         SigningKey::new(key.id(), key.algorithm, &key.material)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+
+    use super::*;
+
+    #[test]
+    fn what_a_key_signs_is_verified_by_another_library() {
+        let keys = [
+            (
+                TokenAlgorithm::Rs256,
+                include_str!("samples/rs256.key.pem"),
+                Algorithm::RS256,
+                DecodingKey::from_rsa_pem(include_bytes!("samples/rs256.pub.pem")),
+            ),
+            (
+                TokenAlgorithm::Es256,
+                include_str!("samples/es256.key.pem"),
+                Algorithm::ES256,
+                DecodingKey::from_ec_pem(include_bytes!("samples/es256.pub.pem")),
+            ),
+            (
+                TokenAlgorithm::EdDsa,
+                include_str!("samples/ed25519.key.pem"),
+                Algorithm::EdDSA,
+                DecodingKey::from_ed_pem(include_bytes!("samples/ed25519.pub.pem")),
+            ),
+        ];
+        for (algorithm, private, name, public) in keys {
+            let key = SigningKey::new(Some("k"), algorithm, private).expect("a private key");
+            let token = key.sign(&json!({"exp": 4_102_444_800_u64, "sub": "7"})).expect("a token");
+            let read = decode::<Value>(&token, &public.expect("its key"), &Validation::new(name));
+            let read = read.expect("the signature is right");
+            assert_eq!((read.header.kid.as_deref(), &read.claims["sub"]), (Some("k"), &json!("7")));
+        }
     }
 }

@@ -45,6 +45,21 @@ const SIGNED: [(TokenAlgorithm, &str, &str); 3] = [
     ),
 ];
 
+/// A public key that is too short.
+const RSA_1024: &str = "-----BEGIN PUBLIC KEY-----\n\
+     MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDNIWnmuR+ROivG5EOisXSmXWHu\n\
+     82GvhG7OsqTFQ2/ohJ4xhhhDJ1THPt9XYAOHmP0Vjgq8oFgufcFVeJxgHstbBeXa\n\
+     dXr+MJOiRt2sWsJRogIPVd9fGZv5IIvvRi7hm1iND2W3mFSwSshOOe5Zzl/TS01g\n\
+     E0yjDjwvx7mM1/zCFQIDAQAB\n\
+     -----END PUBLIC KEY-----";
+
+/// A public key of a curve that no algorithm uses.
+const P384: &str = "-----BEGIN PUBLIC KEY-----\n\
+     MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEeOA+YREcGYIrXZe/3+hZQqphidalLCGf\n\
+     cAsqDj49DB48uQ5xLPoBaIPkEUXVcTqD701Yqfo3iNZGwcplk8qBkFsdhB3Idmyi\n\
+     ndfLL62ZR+s/k61d7F8OfhIfQwgVAH5W\n\
+     -----END PUBLIC KEY-----";
+
 fn rule() -> TokenRule {
     let sources = TokenSources::default();
     TokenRule::with_key(TokenAlgorithm::Hs256, KEY, sources).expect("the key is long enough")
@@ -368,6 +383,9 @@ fn a_key_is_long_enough_or_of_its_algorithm() {
     assert!(TokenRule::with_key(TokenAlgorithm::Hs256, &KEY[1..], sources).is_none());
     for algorithm in [TokenAlgorithm::Rs256, TokenAlgorithm::Es256, TokenAlgorithm::EdDsa] {
         assert!(TokenRule::with_key(algorithm, KEY, sources).is_none(), "{algorithm:?}");
+    }
+    for (algorithm, key) in [(TokenAlgorithm::Rs256, RSA_1024), (TokenAlgorithm::Es256, P384)] {
+        assert!(TokenRule::with_key(algorithm, key, sources).is_none(), "{algorithm:?}");
     }
 }
 
