@@ -14,6 +14,7 @@
 mod admit;
 mod api;
 mod changes;
+mod channel;
 pub mod client_variables;
 mod data;
 mod definition;
@@ -49,6 +50,8 @@ use std::sync::Arc;
 
 pub use api::Api;
 pub use changes::{Change, WrittenSettings};
+pub use channel::ChannelConfig;
+use channel::read_channels;
 pub use data::Data;
 use definition::section;
 pub use document::ConfigError;
@@ -106,6 +109,9 @@ section! {
 
         topics as "topic": Vec<TopicConfig> =
             read_topics(root, &edges, &queue, &sinks, &data)?, Many(TopicConfig::definition), restart;
+
+        channels as "channel": Vec<ChannelConfig> =
+            read_channels(root, mesh.is_some())?, Many(ChannelConfig::definition), restart;
 
         log as "log": Log = Log::read(root)?, One(Log::definition);
     }

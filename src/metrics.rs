@@ -80,6 +80,11 @@ counters! {
         faults: "Calls answered with an error",
         delivered: "Frames of send and publish queued for connections",
         failed: "Frames of send and publish that did not fit an outbound buffer",
+        placed: "Messages published to channels with history",
+        repeated: "Publishes not delivered because their idempotency key was used before",
+        recoveries: "Channels in which a device got all that it had missed",
+        recoveries_incomplete: "Channels in which a device may have missed messages that are gone",
+        recovered: "Missed messages queued for devices",
         compressions: "Compressions: of a message for one client, or once for all subscribers of a shard",
         compressed: "Compressed messages queued for connections",
         compression_saved_bytes: "Bytes saved by compression",
@@ -109,6 +114,7 @@ counters! {
         headers: "Requests refused with 431",
         outbound_bytes: "Frames that did not fit, and times a peer was not read from until it read",
         channels_per_client: "Subscriptions and handshakes refused",
+        history_bytes: "Messages dropped from the histories of channels to make room for newer ones",
         memory_bytes: "Connections closed or refused, and frames failed, for lack of memory",
         api_connections: "API connections closed because the limit was reached",
         clients: "Clients refused because the limit was reached",
@@ -126,6 +132,7 @@ counters! {
         topic_waiting: "Handshakes refused with 503: too many events already waited for room",
         consumers: "Calls of queue.pop refused: the topic had too many consumers",
         context: "Changes of a context, and handshakes with a token, refused because the context was too large",
+        publishes: "Calls of mesh.publish answered with 103: too many messages of channels with history wait to be delivered, or too many idempotency keys are in use",
         takes: "Calls of queue.take answered with 103: too many wait",
         lists: "Calls of lists answered with 103: too many at once",
         calls_waiting: "Times a back end was not read from, or a call was answered with 103, because too many calls were unanswered",
@@ -189,6 +196,14 @@ pub struct Report {
     pub unfinished_fanouts: u64,
     /// Handshakes that wait for keys or an admission hook, and new tokens that wait for keys.
     pub waiting_handshakes: u64,
+    /// Channels with history whose home the shard is.
+    pub history_channels: u64,
+    /// Messages in their histories.
+    pub history_messages: u64,
+    /// The memory of their histories, in bytes.
+    pub history_bytes: u64,
+    /// Idempotency keys of publishes that are remembered.
+    pub idempotency_keys: u64,
     /// Calls of `queue.take` that wait for events.
     pub waiting_takes: u64,
     /// The topics whose home the shard is.

@@ -24,6 +24,11 @@ pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
     }
 }
 
+/// The shard that is the home of a channel, on a node with `shards` shards.
+pub fn home_of_channel(channel: &str, shards: usize) -> ShardId {
+    shard_by(channel.as_bytes(), shards)
+}
+
 /// The score of a node for a channel. The node with the highest one should be the home of the channel (rendezvous
 /// hashing): when a node comes or goes, only its own channels move.
 pub fn channel_score(node: NodeId, channel: &str) -> u64 {

@@ -165,6 +165,27 @@ impl ChannelHistory {
         self.covers(position) && self.first() <= position.serial.next()
     }
 
+    /// The messages behind a position, in order, each with the place behind it. `None`: some may be missing, or their
+    /// frames have more than `bytes_max` bytes together.
+    pub fn messages_behind(
+        &self,
+        position: Position,
+        bytes_max: usize,
+    ) -> Option<Vec<(Position, Frame)>> {
+        if !self.reaches_back_to(position) {
+            return None;
+        }
+        let skipped = (position.serial.next().0 - self.first().0) as usize;
+        let numbered = (self.first().0..).zip(&self.messages).skip(skipped);
+        let mut bytes_left = bytes_max;
+        let mut found = Vec::with_capacity(self.messages.len() - skipped);
+        for (serial, message) in numbered {
+            bytes_left = bytes_left.checked_sub(message.frame.bytes().len())?;
+            found.push((self.position(Serial(serial))?, message.frame.clone()));
+        }
+        Some(found)
+    }
+
     /// The messages behind one with this number, up to another, in parts. There is at least one part.
     pub fn parts(&self, after: Serial, upto: Serial, now_ms: u64) -> Vec<HistoryPart> {
         let reigns: Vec<Reign> = self.reigns.iter().copied().collect();

@@ -1,73 +1,107 @@
-//! Idempotency keys: a publish whose key was used before is not delivered again.
+//! Idempotency keys: a publish whose key was used before on the same channel is not delivered again.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use crate::protocol::api::Tally;
-use crate::protocol::position::Serial;
+use crate::protocol::position::Position;
 
 /// How long a key is remembered, in milliseconds: five minutes, as the protocol promises.
 pub const KEY_MS: u64 = 5 * 60 * 1000;
 
-/// The longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 128;
+/// The most keys that are remembered. Each takes about 200 bytes, and its text and that of its channel.
+const KEYS_MAX: usize = 1 << 17;
 
-/// The most keys of one channel. Beyond it the oldest key is forgotten, and may be used again.
-const KEYS_MAX: usize = 4096;
-
-/// The keys that were used in one channel.
+/// The keys that were used in the channels whose home one shard is.
 #[derive(Debug, Default)]
 pub struct UsedKeys {
-    keys: HashMap<Box<str>, UsedKey>,
+    keys: HashMap<Arc<str>, UsedKey>,
     // The keys in the order of their use.
-    order: VecDeque<(u64, Box<str>)>,
+    order: VecDeque<(u64, Arc<str>)>,
 }
 
 /// The publish that has used a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UsedKey {
-    /// The number of its message.
-    pub serial: Serial,
-    /// The connections that the message has reached. `None`: not known, or not yet.
-    pub tally: Option<Tally>,
+pub enum UsedKey {
+    /// The message is being delivered.
+    InDelivery,
+    /// The message was delivered.
+    Delivered {
+        /// The place behind the message. `None`: the channel has no history.
+        position: Option<Position>,
+        /// The connections that the message has reached.
+        tally: Tally,
+    },
 }
 
+/// No more keys can be remembered. The publish must not be delivered, because its repetition would be, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyKeys;
+
 impl UsedKeys {
-    /// The publish that has used a key within the last five minutes.
-    pub fn get(&mut self, key: &str, now_ms: u64) -> Option<UsedKey> {
+    /// The number of keys that are remembered.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether no key is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Returns the publish to a channel that has used a key within the last five minutes. If there is none, the key is
+    /// used now.
+    ///
+    /// # Errors
+    /// The key is new, and there is no room for it.
+    pub fn take(
+        &mut self,
+        channel: &str,
+        key: &str,
+        now_ms: u64,
+    ) -> Result<Option<UsedKey>, TooManyKeys> {
         self.expire(now_ms);
-        self.keys.get(key).copied()
-    }
-
-    /// Notes the use of a new key.
-    pub fn insert(&mut self, key: &str, serial: Serial, at_ms: u64) {
+        let name = name_of(channel, key);
+        if let Some(&used) = self.keys.get(&*name) {
+            return Ok(Some(used));
+        }
         if self.keys.len() >= KEYS_MAX {
-            self.drop_first();
+            return Err(TooManyKeys);
         }
-        if self.keys.insert(key.into(), UsedKey { serial, tally: None }).is_none() {
-            self.order.push_back((at_ms, key.into()));
+        let name: Arc<str> = name.into();
+        self.keys.insert(name.clone(), UsedKey::InDelivery);
+        self.order.push_back((now_ms, name));
+        Ok(None)
+    }
+
+    /// Notes that the publish with this key was delivered. A key that was forgotten meanwhile stays so.
+    pub fn settle(&mut self, channel: &str, key: &str, position: Option<Position>, tally: Tally) {
+        if let Some(used) = self.keys.get_mut(&*name_of(channel, key)) {
+            *used = UsedKey::Delivered { position, tally };
         }
     }
 
-    /// Notes what the publish with this key has reached.
-    pub fn set_tally(&mut self, key: &str, serial: Serial, tally: Tally) {
-        if let Some(used) = self.keys.get_mut(key).filter(|used| used.serial == serial) {
-            used.tally = Some(tally);
+    /// Forgets the keys that were used more than five minutes ago.
+    pub fn expire(&mut self, now_ms: u64) {
+        while let Some((used_ms, _)) = self.order.front()
+            && used_ms + KEY_MS <= now_ms
+            && let Some((_, name)) = self.order.pop_front()
+        {
+            self.keys.remove(&name);
         }
     }
 
-    fn expire(&mut self, now_ms: u64) {
-        while self.order.front().is_some_and(|(at_ms, _)| at_ms + KEY_MS <= now_ms) {
-            self.drop_first();
-        }
+    /// Returns when the oldest key is forgotten.
+    pub fn next_expiry(&self) -> Option<u64> {
+        self.order.front().map(|(used_ms, _)| used_ms + KEY_MS)
     }
+}
 
-    fn drop_first(&mut self) {
-        if let Some((_, key)) = self.order.pop_front() {
-            self.keys.remove(&key);
-        }
-    }
+/// One name for a channel and a key. The length tells where the channel ends.
+fn name_of(channel: &str, key: &str) -> String {
+    format!("{} {channel}{key}", channel.len())
 }
 
 #[cfg(test)]
@@ -75,21 +109,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_known_for_five_minutes() {
+    fn a_key_is_known_for_five_minutes_on_its_channel() {
         let mut keys = UsedKeys::default();
-        keys.insert("a", Serial(1), 10);
-        assert_eq!(keys.get("a", 9 + KEY_MS).map(|used| used.serial), Some(Serial(1)));
-        assert_eq!(keys.get("a", 10 + KEY_MS), None);
+        assert_eq!(keys.take("ab", "c", 10), Ok(None));
+        assert_eq!(keys.take("ab", "c", 10), Ok(Some(UsedKey::InDelivery)));
+        assert_eq!(keys.take("a", "bc", 20), Ok(None), "the channel is another");
+        let delivered =
+            UsedKey::Delivered { position: None, tally: Tally { delivered: 3, failed: 1 } };
+        keys.settle("ab", "c", None, Tally { delivered: 3, failed: 1 });
+        assert_eq!(keys.take("ab", "c", 9 + KEY_MS), Ok(Some(delivered)));
+        assert_eq!(keys.next_expiry(), Some(10 + KEY_MS));
+        assert_eq!(keys.take("ab", "c", 10 + KEY_MS), Ok(None));
+        assert_eq!((keys.len(), keys.next_expiry()), (2, Some(20 + KEY_MS)));
+        keys.settle("x", "y", None, Tally::default());
+        keys.expire(10 + 2 * KEY_MS);
+        assert!(keys.is_empty() && keys.next_expiry().is_none());
     }
 
     #[test]
-    fn the_oldest_key_makes_room_for_a_new_one() {
+    fn a_key_that_cannot_be_remembered_is_refused() {
         let mut keys = UsedKeys::default();
-        for number in 0..=KEYS_MAX as u64 {
-            keys.insert(&number.to_string(), Serial(number), 0);
+        for number in 0..KEYS_MAX {
+            assert_eq!(keys.take("a", &number.to_string(), 0), Ok(None));
         }
-        assert_eq!((keys.keys.len(), keys.order.len()), (KEYS_MAX, KEYS_MAX));
-        assert_eq!(keys.get("0", 0), None);
-        assert!(keys.get("1", 0).is_some() && keys.get(&KEYS_MAX.to_string(), 0).is_some());
+        assert_eq!(keys.take("a", "new", KEY_MS - 1), Err(TooManyKeys));
+        assert_eq!(keys.take("a", "7", KEY_MS - 1), Ok(Some(UsedKey::InDelivery)));
+        assert_eq!(keys.take("a", "new", KEY_MS), Ok(None));
     }
 }

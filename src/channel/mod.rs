@@ -1,8 +1,10 @@
-//! Building blocks of channels with history: the messages of one channel, their idempotency keys, and the nodes that
-//! may be home of a channel. Pure: the time comes in as an argument.
+//! Channels with history: the messages of one channel, those of all channels of a home, and idempotency keys. Pure: the time
+//! comes in as an argument.
 //!
-//! Shards do not use this layer yet, so no channel has a history. `docs/internals/history.md` describes the design.
+//! In a grid no channel has a history yet: `members` and the reigns of [`history`] wait for that.
+//! `docs/internals/history.md` describes the design.
 
+pub mod histories;
 pub mod history;
 pub mod keys;
 pub mod members;

@@ -129,6 +129,11 @@ pub(super) fn joined(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
+/// The name of a key, from that of its field: keywords of Rust have a mark there.
+pub(super) fn written_name(field: &'static str) -> &'static str {
+    field.strip_prefix("r#").unwrap_or(field)
+}
+
 /// The lines of a doc comment as one.
 pub(super) fn one_line(lines: &[&str]) -> String {
     let lines: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
@@ -200,10 +205,10 @@ macro_rules! section {
                 $section: &$crate::config::document::Section<'_>
                 $(, $context: $context_type)*
             ) -> Result<Self, $crate::config::ConfigError> {
-                $section.refuse_unknown(&[$(stringify!($key),)* $($($table_name,)*)?])?;
+                $section.refuse_unknown(&[$($crate::config::definition::written_name(stringify!($key)),)* $($($table_name,)*)?])?;
                 $(
                     let found = $crate::config::shape::ValueShape::read(
-                        &$shape, $section, stringify!($key),
+                        &$shape, $section, $crate::config::definition::written_name(stringify!($key)),
                     )?;
                     let $key: $type = $crate::config::definition::section!(
                         @read found, $section, $key, $fallback($($argument)*)
@@ -224,7 +229,7 @@ macro_rules! section {
                             @describe $type, $shape, $fallback($($argument)*)
                         );
                         $crate::config::definition::Key {
-                            name: stringify!($key),
+                            name: $crate::config::definition::written_name(stringify!($key)),
                             expected,
                             fallback,
                             doc: $crate::config::definition::one_line(&[$($doc),*]),
@@ -259,7 +264,7 @@ macro_rules! section {
     };
     (@read $found:ident, $section:ident, $key:ident, required($who:literal, $example:literal)) => {
         $found.ok_or_else(|| {
-            $section.fault(&[stringify!($key)], concat!("missing; ", $who))
+            $section.fault(&[$crate::config::definition::written_name(stringify!($key))], concat!("missing; ", $who))
         })?
     };
 

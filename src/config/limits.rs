@@ -51,6 +51,11 @@ section! {
         /// The most channels that one client may be subscribed to.
         channels_per_client: usize = whole(1..=1 << 20), value(1024);
 
+        /// The most memory of the messages that channels keep: see `history` of `[[channel]]`. The oldest messages of
+        /// all channels are dropped first. Each core has an equal share, and one channel at most an eighth of it. A
+        /// message counts as its bytes plus 128, and a channel as 512 bytes and its name.
+        history_bytes: usize = bytes(1 << 20..=64 << 30), value(64 << 20), restart;
+
         /// The most clients of this node. 0: as many as file descriptors and memory allow. Memory allows as
         /// many as take half of the budget when idle, at 5 KiB each.
         clients: usize = whole(0..=1 << 24), value(0);

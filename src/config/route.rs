@@ -181,7 +181,7 @@ fn is_name(text: &str) -> bool {
     (1..=255).contains(&text.len()) && !text.contains(char::is_control)
 }
 
-const PATTERN: &str =
+pub(super) const PATTERN: &str =
     "a channel's name, or the beginning of one and \"*\", without commas: they separate channels";
 
 const PATTERNS: List<String> = List {
@@ -190,7 +190,8 @@ const PATTERNS: List<String> = List {
     empty: None,
 };
 
-fn is_pattern(text: &str) -> bool {
+/// Whether a text is a name, or the beginning of names with `*` behind it.
+pub(super) fn is_pattern(text: &str) -> bool {
     is_name(text) && !text.contains(',') && !text.strip_suffix('*').unwrap_or(text).contains('*')
 }
 

@@ -256,6 +256,7 @@ fn every_key_is_read() {
         outbound_bytes: 5000,
         slow_client: SlowClient::Drop,
         channels_per_client: 60,
+        history_bytes: 2_000_000,
         clients: 70,
         api_connections: 74,
         memory_bytes: 1_000_000_000,
@@ -317,6 +318,9 @@ fn the_test_of_every_key_leaves_none_out() {
             "edge.route.token.keys.key_file",
             "edge.route.admit.ca",
             "sink.webhook.ca",
+            "channel.match",
+            "channel.history",
+            "channel.history_s",
         ]
     );
 }
@@ -349,10 +353,14 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "mesh.tls.cert",
             "mesh.tls.key",
             "mesh.tls.ca",
+            "limits.history_bytes",
             "edge.bind",
             "data.dir",
             "topic.store",
             "topic.groups",
+            "channel.match",
+            "channel.history",
+            "channel.history_s",
             "log.format",
         ]
     );

@@ -38,7 +38,10 @@ pub use bridge::{
     AdmissionRequest, AdmissionVerdict, BridgeCallId, BridgeSettings, FromBridge, KeysReport,
     ToBridge,
 };
-pub use history::{Ballot, HistoryMessage, HistoryPart, Reign};
+pub use history::{
+    Ballot, HistoryMessage, HistoryPart, HomePublish, PlacedPublish, Placement, RecoveryAnswer,
+    RecoveryQuestion, Reign,
+};
 pub use list::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
@@ -75,6 +78,19 @@ pub struct BackendId {
     pub at: ShardAddress,
     /// The key of the connection on that shard.
     pub connection: ConnectionKey,
+}
+
+impl BackendId {
+    /// The home of channels on a shard, in place of a back end: shards carry out its commands in order. No connection has
+    /// this key, because a table with so many connections does not fit into memory.
+    pub fn of_home(at: ShardAddress) -> Self {
+        Self { at, connection: ConnectionKey { index: u32::MAX, generation: 1 } }
+    }
+
+    /// Whether this is the home of channels on its shard.
+    pub fn is_home(&self) -> bool {
+        *self == Self::of_home(self.at)
+    }
 }
 
 /// A question in the asker's table of pending questions. The answer carries the ticket of its question.

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{
-    BackendId, ConnectionKey, FromConsumer, FromFeeder, FromTapper, ListMessage, Publish,
-    Requester, SettleTaken, StaleTaken, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
+    BackendId, ConnectionKey, FromConsumer, FromFeeder, FromTapper, HomePublish, ListMessage,
+    PlacedPublish, Placement, Publish, RecoveryAnswer, RecoveryQuestion, Requester, SettleTaken,
+    StaleTaken, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
 };
 use crate::address::{ClientId, Incarnation, ShardAddress};
 use crate::metrics::Report;
@@ -32,6 +33,14 @@ pub enum LocalMessage {
     Published(Ticket, Tally),
     /// Answers [`LocalCommand::Report`].
     Report(Ticket, Box<Report>),
+    /// A publish for the home of its channel.
+    PublishAtHome(Requester, Box<HomePublish>),
+    /// Answers [`LocalMessage::PublishAtHome`].
+    Placed(Ticket, Placement),
+    /// Answers [`LocalCommand::Deliver`].
+    Delivered(Ticket, Tally),
+    /// A question to the home of a channel. Answered with [`LocalCommand::Recover`].
+    Recover(Box<RecoveryQuestion>),
     /// A message to the home of a topic, from one of its feeders.
     FromFeeder(Arc<str>, FromFeeder),
     /// A message from the home of a topic, to one of its feeders.
@@ -167,6 +176,10 @@ impl From<ClientReply> for Reply {
 pub enum LocalCommand {
     /// Appends a frame to the outbound queue of each subscriber on the shard.
     Publish(Publish),
+    /// Does the same for the home of the channel. Answered with [`LocalMessage::Delivered`].
+    Deliver(Arc<PlacedPublish>),
+    /// Gives a device what it has missed, and lets it get the live messages of the channel. Not answered.
+    Recover(Box<RecoveryAnswer>),
     /// Carries out a command for the connections of some users on the shard.
     ForUsers(Arc<UserCommand>),
     /// Makes the back end a consumer of a topic. [`LocalMessage::StartDelivery`] starts the deliveries.

@@ -52,7 +52,7 @@ const fn counter<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64
     Metric { name, help, kind: MetricType::Counter, value }
 }
 
-const SHARD_METRICS: [Metric<Report>; 10] = [
+const SHARD_METRICS: [Metric<Report>; 14] = [
     gauge("connections_open", "Open connections of every kind", |r| r.connections),
     gauge("clients_open", "Connected clients", |r| r.clients),
     gauge("backends_open", "Back ends connected to the WebSocket API now", |r| r.backends),
@@ -66,6 +66,10 @@ const SHARD_METRICS: [Metric<Report>; 10] = [
         "Handshakes that wait for keys or an admission hook, and new tokens that wait for keys",
         |r| r.waiting_handshakes,
     ),
+    gauge("history_channels", "Channels with history", |r| r.history_channels),
+    gauge("history_messages", "Messages in the histories of channels", |r| r.history_messages),
+    gauge("history_bytes", "Memory of the histories of channels", |r| r.history_bytes),
+    gauge("idempotency_keys", "Keys of publishes that are remembered", |r| r.idempotency_keys),
     gauge("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
 ];
 

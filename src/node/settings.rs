@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::mesh::advertised;
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
+use crate::channel::ChannelPolicy;
 use crate::config::{self, Config, Handler, SlowClient, Store, TlsFiles};
 use crate::message::BridgeSettings;
 use crate::protocol::credentials::FingerprintKey;
@@ -20,8 +21,9 @@ use crate::queue::topic::Policy;
 use crate::runtime::Listening;
 use crate::shard::rate::Rate;
 use crate::shard::settings::{
-    AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
-    ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings, TopicRules,
+    AddressLimits, ApiSettings, ChannelRule, ChannelSettings, EdgeSettings, Endpoint, Endpoints,
+    LimitSettings, Process, ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
+    TopicRules,
 };
 
 /// The addresses that the listeners of a node were bound to.
@@ -74,6 +76,7 @@ pub(super) fn shard_settings(
             rules: Arc::new(config.topics.iter().map(topic_rules).collect()),
             sinks: Arc::new(sinks_of_topics(&config.sinks)),
         },
+        channels: channels(config),
         limits: limits(&config.limits),
         has_access_log: config.log.access,
         process: Process::default(),
@@ -104,6 +107,22 @@ fn topic_rules(topic: &config::TopicConfig) -> (Box<str>, TopicRules) {
         is_on_disk: topic.store == Store::Disk,
     };
     (topic.name.as_str().into(), rules)
+}
+
+fn channels(config: &Config) -> ChannelSettings {
+    let rule = |channel: &config::ChannelConfig| ChannelRule {
+        pattern: channel.r#match.as_str().into(),
+        history: (channel.history > 0).then_some(ChannelPolicy {
+            messages: channel.history,
+            bytes: usize::MAX,
+            keep_ms: channel.history_s * 1000,
+            copies: 1,
+        }),
+    };
+    ChannelSettings {
+        rules: config.channels.iter().map(rule).collect(),
+        history_bytes: config.limits.history_bytes / config.node.cores.len(),
+    }
 }
 
 fn sinks_of_topics(sinks: &[Arc<Sink>]) -> HashMap<Arc<str>, Vec<Arc<str>>> {

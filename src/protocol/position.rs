@@ -33,12 +33,22 @@ pub struct Position {
 /// The length of a position as text, in bytes.
 pub const POSITION_TEXT_BYTES: usize = 22;
 
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Position {
+    /// Returns the position as text: letters, digits, `-` and `_`.
+    pub fn text(&self) -> [u8; POSITION_TEXT_BYTES] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.epoch.0.to_be_bytes());
         bytes[8..].copy_from_slice(&self.serial.0.to_be_bytes());
-        f.write_str(&BASE64_URL_SAFE_NO_PAD.encode(bytes))
+        let mut text = [0; POSITION_TEXT_BYTES];
+        let length = BASE64_URL_SAFE_NO_PAD.encode_slice(bytes, &mut text);
+        debug_assert_eq!(length, Ok(POSITION_TEXT_BYTES));
+        text
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text()).expect("base64 is ASCII"))
     }
 }
 

@@ -3,11 +3,12 @@
 
 use super::Shard;
 use super::backend::{self, Caller, Verdict};
+use super::publishing::{self, HomeParts};
 use super::taps::{self, ClientCall};
 use super::turn::ShardCommand;
 use crate::message::{
-    ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester, UserAction,
-    UserCommand,
+    ClientCommand, ClientReply, LocalCommand, LocalMessage, PlacedPublish, Publish, Requester,
+    UserAction, UserCommand,
 };
 use crate::protocol::api::{Call, Code, Content, Fault, NotUtf8, Parser, Reply, Tally};
 use crate::protocol::frame::Frame;
@@ -17,6 +18,11 @@ impl Shard {
     /// known, in the order of the calls.
     pub(super) fn call(&mut self, caller: Caller, call: Result<Call<'_>, Fault>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let Some((caller, call)) =
+            publishing::park(turn, connections, &self.backends, caller, call)
+        else {
+            return;
+        };
         turn.counters.calls += 1;
         self.backends.note_call(turn, connections, caller.key, &call);
         if turn.taps.is_active()
@@ -30,6 +36,19 @@ impl Shard {
             Ok(_) if !self.backends.has_room() => {
                 turn.counters.limits.calls_waiting += 1;
                 Err(Fault::new(Code::TooManyRequests, "too many calls wait for answers"))
+            }
+            Ok(call) if publishing::is_placed(turn, &call) => {
+                let Self { turn, connections, clients, backends, homes, .. } = self;
+                let mut parts = HomeParts { turn, connections, clients, backends, homes };
+                return match call {
+                    Call::Publish(channel, content) => {
+                        publishing::publish(&mut parts, caller, channel, &content);
+                    }
+                    Call::MultiPublish(publish) => {
+                        publishing::publish_several(&mut parts, caller, &publish);
+                    }
+                    _ => {}
+                };
             }
             Ok(Call::Publish(channel, content)) => return self.publish(caller, channel, &content),
             Ok(Call::MultiPublish(publish)) => {
@@ -158,7 +177,7 @@ impl Shard {
         let published = match self.clients.has_channel(channel) {
             true => {
                 let frame = Frame::message(content.kind, &content.bytes);
-                self.clients.publish(turn, connections, channel, frame, None)
+                self.clients.publish(turn, connections, channel, frame, None, None)
             }
             false => Ok(Tally::default()),
         };
@@ -183,6 +202,9 @@ impl Shard {
         let command = match self.clients.queue_behind_publish(requester, command) {
             Ok(Some(command)) => command,
             Ok(None) => return,
+            Err(ShardCommand::Local(LocalCommand::Recover(answer))) => {
+                return self.clients.refuse_recovery(turn, connections, &answer);
+            }
             Err(command) => {
                 turn.counters.limits.calls_waiting += 1;
                 let why = "too much waits behind a large publish";
@@ -203,10 +225,26 @@ impl Shard {
         let done = match command {
             ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame, excluded })) => {
                 let excluded = excluded.as_deref().map(|excluded| &excluded[..]);
-                return match self.clients.publish(turn, connections, &channel, frame, excluded) {
+                let done = self.clients.publish(turn, connections, &channel, frame, None, excluded);
+                return match done {
                     Ok(tally) => turn.answer_publish(requester, Ok(tally)),
                     Err(walk) => self.clients.defer_publish(requester, walk.into()),
                 };
+            }
+            ShardCommand::Local(LocalCommand::Deliver(placed)) => {
+                let PlacedPublish { publish: Publish { channel, frame, excluded }, position } =
+                    &*placed;
+                let excluded = excluded.as_deref().map(|excluded| &excluded[..]);
+                let frame = frame.clone();
+                let done =
+                    self.clients.publish(turn, connections, channel, frame, *position, excluded);
+                return match done {
+                    Ok(tally) => turn.answer_publish(requester, Ok(tally)),
+                    Err(walk) => self.clients.defer_publish(requester, walk.into()),
+                };
+            }
+            ShardCommand::Local(LocalCommand::Recover(answer)) => {
+                return self.clients.handle_recovery(turn, connections, *answer);
             }
             ShardCommand::Local(LocalCommand::ForUsers(command)) => {
                 return self.clients.carry_out_for_users(turn, connections, requester, command);

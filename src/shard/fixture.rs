@@ -68,6 +68,7 @@ pub fn settings() -> Settings {
             idle_ms: 240_000,
             answer_ms: 1500,
         },
+        channels: Default::default(),
         has_access_log: false,
         process: Process::default(),
     }

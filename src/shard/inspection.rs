@@ -8,12 +8,13 @@ use super::backend::Backends;
 use super::client::Clients;
 use super::connection::{Connections, ReadProgress};
 use super::drain::Draining;
+use super::homes::ChannelHomes;
 use super::lists::{Lists, Rates};
 use super::memory::{Shedding, Shortage};
 use super::topics::Topics;
 use super::turn::Turn;
 use crate::message::{ConnectionKey, ProcessFacts, ShardFigures};
-use crate::metrics::{Counters, Durations, ProcessReport, Report};
+use crate::metrics::{Counters, ProcessReport, Report};
 use crate::protocol::api::NodeStanding;
 
 /// How far the shutdown of a shard has got.
@@ -38,9 +39,9 @@ pub struct Inspection<'s> {
     pub(super) backends: &'s Backends,
     pub(super) shedding: &'s Shedding,
     pub(super) draining: &'s Draining,
-    pub(super) turns_taken: &'s Durations,
     pub(super) admissions: &'s Admissions,
     pub(super) lists: &'s Lists,
+    pub(super) homes: &'s ChannelHomes,
 }
 
 impl Inspection<'_> {
@@ -98,10 +99,14 @@ impl Inspection<'_> {
             unfinished_fanouts: self.clients.pending_publishes() as u64,
             addresses: self.addresses.len() as u64,
             topics: self.topics.home.reports(self.turn.now.us),
-            turns: *self.turns_taken,
+            turns: self.turn.turns_taken,
             calls: self.backends.calls_taken(),
             events: self.topics.home.waits(),
             admissions: self.admissions.durations(),
+            history_channels: self.homes.histories().channels() as u64,
+            history_messages: self.homes.histories().messages() as u64,
+            history_bytes: self.homes.histories().bytes() as u64,
+            idempotency_keys: self.homes.keys() as u64,
             waiting_takes: self.backends.waiting_takes() as u64,
             waiting_handshakes: self.admissions.waiting() as u64,
             process: is_first.then(|| ProcessReport {
@@ -209,6 +214,7 @@ impl Inspection<'_> {
     /// An invariant is violated.
     pub fn check_invariants(&self) {
         self.topics.home.check();
+        self.homes.check();
         self.clients.check_users(self.connections);
     }
 }

@@ -4,6 +4,7 @@ use super::Shard;
 use super::backend::{self, Answer, Caller, TopicHome};
 use super::calls::read_bridge_call;
 use super::lists;
+use super::publishing::{self, HomeParts};
 use super::turn::{Now, ShardCommand};
 use crate::address::{ShardAddress, ShardId};
 use crate::message::{
@@ -124,6 +125,19 @@ impl Shard {
                 let answer = Answer::Published(tally);
                 self.backends.handle_answer(turn, connections, ticket, answer);
             }
+            LocalMessage::PublishAtHome(requester, publish) => {
+                let Self { turn, connections, clients, backends, homes, .. } = self;
+                let mut parts = HomeParts { turn, connections, clients, backends, homes };
+                publishing::publish_at_home(&mut parts, requester, *publish);
+            }
+            LocalMessage::Placed(ticket, placement) => {
+                let answer = Answer::Placed(placement);
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            LocalMessage::Delivered(ticket, tally) => {
+                self.homes.handle_delivered(turn, ticket, tally);
+            }
+            LocalMessage::Recover(question) => self.homes.handle_question(turn, from, *question),
             LocalMessage::Report(ticket, report) => {
                 let answer = Answer::Report(report);
                 self.backends.handle_answer(turn, connections, ticket, answer);

@@ -16,6 +16,7 @@
 //! | `client` | clients: handshakes, messages, channels, fan-out |
 //! | `backend` | back ends: requests, calls that wait for answers, events being delivered |
 //! | `topics` | topics that this shard feeds, and those whose home it is |
+//! | `homes` | channels whose home this shard is: their histories, and the order of their messages |
 //! | `last_wills` | clients of other nodes, whose close events this shard reports if their node is lost |
 //! | `memory` | which connections are closed when the node is short of memory |
 //! | `drain` | the shutdown of the shard |
@@ -24,7 +25,7 @@
 //! | `taps` | back ends that watch devices live. Their taps are in the turn, so that every part can tell them |
 //!
 //! `input.rs`, `requests.rs`, `calls.rs`, `messages.rs` and `steps.rs` contain the routing: of received
-//! bytes, HTTP requests, calls, messages and steps. `inspection.rs` is what the driver and `/metrics` only read, and `proxied.rs` finds the address
+//! bytes, HTTP requests, calls, messages and steps. `publishing.rs` routes publishes through the homes of channels. `inspection.rs` is what the driver and `/metrics` only read, and `proxied.rs` finds the address
 //! of a proxy's client. The remaining files are shared by the parts: `turn.rs`, `settings.rs`,
 //! `node_state.rs`, `users.rs` (users in use), `roster.rs` (reachable nodes), `timers.rs`, `work.rs` (how
 //! much of a turn input may take), `rate.rs`, `interest.rs` (which shards have subscribers),
@@ -39,6 +40,7 @@ mod connection;
 mod drain;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod homes;
 mod input;
 mod inspection;
 pub mod interest;
@@ -48,6 +50,7 @@ mod memory;
 mod messages;
 pub mod node_state;
 mod proxied;
+mod publishing;
 pub mod rate;
 mod reload;
 mod requests;
@@ -76,13 +79,14 @@ pub use turn::{Action, Now};
 use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
 use crate::message::{ConnectionKey, FromShard, Ticket, ToBridge, ToLog};
-use crate::metrics::{Counters, Durations};
+use crate::metrics::Counters;
 use access::{Addresses, ApiAccess, Verification};
 use admission::Admissions;
 use backend::Backends;
 use client::Clients;
 use connection::{Connections, Pause, PolledWrite, Written};
 use drain::Draining;
+use homes::ChannelHomes;
 use last_wills::LastWills;
 use lists::{Lists, Walk};
 use memory::{ShedContext, Shedding};
@@ -124,7 +128,7 @@ pub struct Shard {
     reload: Reloading,
     lists: Lists,
     taps: Taps,
-    turns_taken: Durations,
+    homes: ChannelHomes,
 }
 
 impl Shard {
@@ -159,7 +163,7 @@ impl Shard {
             reload: Reloading::default(),
             lists: Lists::new(now.ms),
             taps: Taps::default(),
-            turns_taken: Durations::default(),
+            homes: ChannelHomes::new(id, &settings, first_unix_ms),
             turn,
         }
     }
@@ -341,6 +345,7 @@ impl Shard {
             Walk::Backend(walk) => backend::walk_backends(turn, connections, walk, budget),
         });
         self.topics.home.handle_timeout(turn);
+        self.homes.handle_turn(turn);
         self.backends.continue_takes(turn, connections);
         self.route();
         self.clients.begin_turn(self.turn.now.ms, self.connections.has_bulk_writes());
@@ -387,6 +392,7 @@ impl Shard {
             self.lists.next_turn(),
             self.taps.next_turn(&self.turn),
             self.backends.next_take(),
+            self.homes.next_turn(),
         ];
         // This runs every turn. A number for "never" takes a few instructions, comparing `Option`s
         // takes hundreds.
@@ -449,7 +455,7 @@ impl Shard {
 
     /// Records the duration of a turn in microseconds, without sleep.
     pub fn handle_turn_taken(&mut self, us: u64) {
-        self.turns_taken.add(us);
+        self.turn.turns_taken.add(us);
     }
 
     /// Returns the counters, for what the runtime counts.
@@ -460,7 +466,7 @@ impl Shard {
     /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
         let Self { turn, connections, addresses, clients, backends, topics, .. } = self;
-        let Self { shedding, draining, turns_taken, admissions, lists, .. } = self;
+        let Self { shedding, draining, admissions, lists, homes, .. } = self;
         Inspection {
             turn,
             connections,
@@ -470,9 +476,9 @@ impl Shard {
             topics,
             shedding,
             draining,
-            turns_taken,
             admissions,
             lists,
+            homes,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
 use crate::address::networks::Networks;
 use crate::address::remote::Remote;
+use crate::channel::ChannelPolicy;
 use crate::message::LogFacts;
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{FingerprintKey, User};
@@ -39,6 +40,8 @@ pub struct Settings {
     pub queue: QueueSettings,
     /// Limits and timeouts of connections.
     pub limits: LimitSettings,
+    /// Channels with settings of their own.
+    pub channels: ChannelSettings,
     /// Whether each connection leaves a line in the log when it ends.
     pub has_access_log: bool,
     /// Facts about the process that the node runs in.
@@ -125,6 +128,7 @@ impl Settings {
             queue: QueueSettings { rules, ..new.queue },
             edges: edges.collect::<Result<_, _>>()?,
             api: ApiSettings { users, ..new.api },
+            channels: self.channels.clone(),
             process: Process { first_bounds: Some(self.first_bounds()), ..self.process.clone() },
             ..new
         })
@@ -287,10 +291,47 @@ pub struct RouteSettings {
 impl RouteSettings {
     /// Whether a client may subscribe to a channel by itself.
     pub fn allows(&self, channel: &str) -> bool {
-        self.subscribe.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => channel.starts_with(start),
-            None => channel == pattern,
-        })
+        self.subscribe.iter().any(|pattern| matches(pattern, channel))
+    }
+}
+
+/// Channels with settings of their own, which no reload changes.
+#[derive(Clone, Debug, Default)]
+pub struct ChannelSettings {
+    /// The rules. The first one that matches a channel counts.
+    pub rules: Arc<[ChannelRule]>,
+    /// The memory of all histories of one shard, in bytes.
+    pub history_bytes: usize,
+}
+
+/// A rule for channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelRule {
+    /// The name of the channel, or a prefix followed by `*`.
+    pub pattern: Box<str>,
+    /// What is kept of each channel. `None`: nothing.
+    pub history: Option<ChannelPolicy>,
+}
+
+impl ChannelSettings {
+    /// Returns what is kept of a channel. `None`: the channel has no history.
+    #[inline]
+    pub fn history_of(&self, channel: &str) -> Option<&ChannelPolicy> {
+        // Most nodes have no rules.
+        if self.rules.is_empty() { None } else { self.matching_history(channel) }
+    }
+
+    fn matching_history(&self, channel: &str) -> Option<&ChannelPolicy> {
+        let rule = self.rules.iter().find(|rule| matches(&rule.pattern, channel));
+        rule.and_then(|rule| rule.history.as_ref())
+    }
+}
+
+/// Whether a channel matches a pattern: a name, or a prefix followed by `*`.
+fn matches(pattern: &str, channel: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => channel.starts_with(start),
+        None => channel == pattern,
     }
 }
 

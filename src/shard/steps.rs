@@ -1,8 +1,9 @@
 //! Passes the steps of the parts on.
 
 use super::Shard;
-use super::backend::Answer;
+use super::backend::{Answer, Caller};
 use super::client::Need;
+use super::connection::{Connection, Replies};
 use super::turn::Step;
 use crate::protocol::api::Reply;
 
@@ -47,6 +48,13 @@ impl Shard {
                         clients.check_offered_token(turn, connections, key, keys, progress)
                     {
                         admissions.park_token(turn, key, source, bytes);
+                    }
+                }
+                Step::CallDue(key) => {
+                    let replies = connections.get(key).and_then(Connection::replies);
+                    if let Some(parked) = replies.and_then(Replies::take_parked) {
+                        parked.resume(|shape, call| self.call(Caller { key, shape }, Ok(call)));
+                        self.connections.write_replies(&mut self.turn, key);
                     }
                 }
                 Step::TakeAnswered(key, take) => {

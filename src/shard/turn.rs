@@ -24,7 +24,7 @@ use crate::message::{
     FromFeeder, FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, Ticket,
     ToBridge, ToFeeder, ToMesh,
 };
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Durations};
 use crate::protocol::api::{self, Fault, Listing, Reply, Tally};
 use crate::protocol::frame::Frame;
 use crate::protocol::http::{Calendar, Date};
@@ -85,6 +85,8 @@ pub enum Step {
     SubscribeDue(ConnectionKey),
     /// A device has offered a new token, or the keys that it waits for are known.
     TokenOffered(ConnectionKey, TokenProgress),
+    /// The calls of a back end before its parked call are answered.
+    CallDue(ConnectionKey),
     /// The answer to a take over this connection is queued.
     TakeAnswered(ConnectionKey, TakeKey),
     /// The answer to a `tap.start` of a back end is queued, so that events may follow.
@@ -179,6 +181,8 @@ pub struct Turn {
     pub shortage: Shortage,
     /// The counters of the shard.
     pub counters: Counters,
+    /// Durations of turns, without sleep.
+    pub turns_taken: Durations,
     /// The taps that this shard watches for.
     pub taps: WatchedTaps,
     /// Whether the node is shutting down.
@@ -215,6 +219,7 @@ impl Turn {
             roster: Roster::new(settings),
             shortage: Shortage::default(),
             counters: Counters::default(),
+            turns_taken: Durations::default(),
             taps: WatchedTaps::default(),
             is_draining: false,
             outbox: VecDeque::new(),
@@ -269,6 +274,9 @@ impl Turn {
         let Requester { ticket, backend } = requester;
         let is_local = backend.at.node == self.address.node;
         match answer {
+            Ok(tally) if backend.is_home() => {
+                self.send_local(backend.at.shard, LocalMessage::Delivered(ticket, tally));
+            }
             Ok(tally) if is_local => {
                 self.send_local(backend.at.shard, LocalMessage::Published(ticket, tally));
             }

@@ -39,6 +39,7 @@ pub fn settings() -> Settings {
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        channels: Default::default(),
         has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {

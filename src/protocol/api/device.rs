@@ -7,10 +7,11 @@ use simd_json::Node;
 use super::document::{JsonDocument, Value};
 use super::params::{object_of, optional, quoted, read_content, read_name, required};
 use super::read::{Parser, read_id};
-use super::write::put_base64;
+use super::write::{put_base64, put_position};
 use super::{CHANNELS_PER_CALL_MAX, Content, Fault};
 use crate::protocol::frame::Kind;
 use crate::protocol::json::{put_number, put_string};
+use crate::protocol::position::Position;
 
 /// The WebSocket subprotocol of devices that make calls.
 pub const DEVICE_SUBPROTOCOL: &str = "gridcast.v1";
@@ -42,9 +43,9 @@ pub enum DeviceCall<'a> {
 pub struct WantedChannels<'a> {
     /// The channels, from 1 to [`CHANNELS_PER_CALL_MAX`]. A channel may be repeated.
     pub channels: Vec<&'a str>,
-    /// Channels for which the device gave the position of the last message that it got. At most
+    /// Channels for which the device gave the position of the last message that it got, as text. At most
     /// [`CHANNELS_PER_CALL_MAX`].
-    pub positioned: Vec<&'a str>,
+    pub positioned: Vec<(&'a str, &'a str)>,
 }
 
 /// A channel that a device is subscribed to, for the answer to its `subscribe`.
@@ -52,8 +53,28 @@ pub struct WantedChannels<'a> {
 pub struct SubscribedChannel {
     /// The name of the channel.
     pub channel: Box<str>,
-    /// Whether nothing was missed since the position that the device gave. `None`: it gave none.
-    pub is_recovered: Option<bool>,
+    /// What follows from the position that the device gave. `None`: it gave none.
+    pub recovery: Option<ChannelRecovery>,
+    /// The place behind the last message before the live ones. `None`: the channel has no history.
+    pub position: Option<Position>,
+}
+
+/// What follows from a position that a device gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelRecovery {
+    /// So many messages were missed, and follow.
+    Complete(usize),
+    /// Messages may be missing. None follow.
+    Incomplete,
+}
+
+/// Where a message for a device comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MessageOrigin<'a> {
+    /// The channel to which the message was published. `None`: the message was sent to the device alone.
+    pub channel: Option<&'a str>,
+    /// The place behind the message in the history of the channel. `None`: the channel has none.
+    pub position: Option<Position>,
 }
 
 impl Parser {
@@ -107,15 +128,16 @@ fn read_wanted<'a>(params: Option<Value<'_, 'a>>) -> Result<WantedChannels<'a>, 
         return Ok(WantedChannels { channels, positioned: Vec::new() });
     };
     let wrong = || Fault::invalid("o: expected an object of channels and their positions, strings");
-    if !given.is_object() || given.fields().any(|(_, position)| position.text().is_none()) {
+    if !given.is_object() {
         return Err(wrong());
     }
     if given.len() > CHANNELS_PER_CALL_MAX {
         return Err(Fault::invalid(format!("o: more than {CHANNELS_PER_CALL_MAX} channels")));
     }
+    let positioned = given.fields().map(|(channel, position)| Some((channel, position.text()?)));
     Ok(WantedChannels {
         channels,
-        positioned: given.fields().map(|(channel, _)| channel).collect(),
+        positioned: positioned.collect::<Option<_>>().ok_or_else(wrong)?,
     })
 }
 
@@ -137,9 +159,9 @@ fn read_channels<'a>(params: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Faul
     given.items().ok_or_else(wrong)?.map(|item| read_name("c", item)).collect()
 }
 
-/// Appends a message for a device, without its frame. `channel` is the channel to which it was published; `None`:
-/// it was sent to this device alone.
-pub fn put_device_message(out: &mut Vec<u8>, channel: Option<&str>, kind: Kind, data: &[u8]) {
+/// Appends a message for a device, without its frame.
+pub fn put_device_message(out: &mut Vec<u8>, origin: MessageOrigin<'_>, kind: Kind, data: &[u8]) {
+    let MessageOrigin { channel, position } = origin;
     out.extend_from_slice(b"{\"e\":\"message\",\"p\":{");
     if let Some(channel) = channel {
         out.extend_from_slice(b"\"c\":");
@@ -153,6 +175,11 @@ pub fn put_device_message(out: &mut Vec<u8>, channel: Option<&str>, kind: Kind, 
             put_base64(out, data);
             out.extend_from_slice(b",\"t\":\"binary\"");
         }
+    }
+    if let Some(position) = position {
+        out.extend_from_slice(b",\"o\":\"");
+        put_position(out, position);
+        out.push(b'"');
     }
     out.extend_from_slice(b"}}");
 }
@@ -170,16 +197,26 @@ pub fn put_closing(out: &mut Vec<u8>, code: u16, after_ms: u64) {
 /// Appends the answer to a device's `subscribe`: `{"s":true,"channels":{…}}`.
 pub(super) fn put_subscribed(out: &mut Vec<u8>, channels: &[SubscribedChannel]) {
     out.extend_from_slice(b"{\"s\":true,\"channels\":{");
-    for (number, SubscribedChannel { channel, is_recovered }) in channels.iter().enumerate() {
+    for (number, SubscribedChannel { channel, recovery, position }) in channels.iter().enumerate() {
         if number > 0 {
             out.push(b',');
         }
         put_string(out, channel);
-        out.extend_from_slice(match is_recovered {
-            None => b":{}",
-            Some(true) => b":{\"recovered\":true}",
-            Some(false) => b":{\"recovered\":false}",
-        });
+        out.extend_from_slice(b":{");
+        match recovery {
+            None => {}
+            Some(ChannelRecovery::Incomplete) => out.extend_from_slice(b"\"recovered\":false"),
+            Some(ChannelRecovery::Complete(missed)) => {
+                out.extend_from_slice(b"\"recovered\":true,\"missed\":");
+                put_number(out, *missed as u64);
+            }
+        }
+        if let Some(position) = position {
+            out.extend_from_slice(if recovery.is_some() { b",\"o\":\"" } else { b"\"o\":\"" });
+            put_position(out, *position);
+            out.push(b'"');
+        }
+        out.push(b'}');
     }
     out.extend_from_slice(b"}}");
 }
@@ -188,6 +225,7 @@ pub(super) fn put_subscribed(out: &mut Vec<u8>, channels: &[SubscribedChannel]) 
 mod tests {
     use super::*;
     use crate::protocol::api::{Code, Reply, put_answer};
+    use crate::protocol::position::{Epoch, Serial};
 
     /// The id of a request, and what `read` makes of its call.
     fn parsed<T>(text: &str, read: impl FnOnce(Result<DeviceCall<'_>, Fault>) -> T) -> (String, T) {
@@ -222,7 +260,8 @@ mod tests {
     fn channels_are_subscribed_to_with_positions_or_without_and_left() {
         let text = r#"{"m":"subscribe","p":{"c":["a","b"],"o":{"b":"1-2"}},"i":"x"}"#;
         let (id, ()) = parsed(text, |call| {
-            let wanted = WantedChannels { channels: vec!["a", "b"], positioned: vec!["b"] };
+            let wanted =
+                WantedChannels { channels: vec!["a", "b"], positioned: vec![("b", "1-2")] };
             assert_eq!(call, Ok(DeviceCall::Subscribe(wanted)));
         });
         assert_eq!(id, "\"x\"");
@@ -291,33 +330,46 @@ mod tests {
 
     #[test]
     fn a_message_names_its_channel_and_says_when_it_is_base64() {
-        let put = |channel, kind, data: &[u8]| {
+        let put = |channel, position, kind, data: &[u8]| {
             let mut out = Vec::new();
-            put_device_message(&mut out, channel, kind, data);
+            put_device_message(&mut out, MessageOrigin { channel, position }, kind, data);
             String::from_utf8(out).unwrap()
         };
         assert_eq!(
-            put(Some("a\"b"), Kind::Text, "é\n".as_bytes()),
+            put(Some("a\"b"), None, Kind::Text, "é\n".as_bytes()),
             r#"{"e":"message","p":{"c":"a\"b","d":"é\n"}}"#
         );
         assert_eq!(
-            put(None, Kind::Binary, &[0, 1, 2, 3]),
+            put(None, None, Kind::Binary, &[0, 1, 2, 3]),
             r#"{"e":"message","p":{"d":"AAECAw==","t":"binary"}}"#
+        );
+        let position = Some(Position { epoch: Epoch(0), serial: Serial(1) });
+        assert_eq!(
+            put(Some("a"), position, Kind::Text, b"x"),
+            r#"{"e":"message","p":{"c":"a","d":"x","o":"AAAAAAAAAAAAAAAAAAAAAQ"}}"#
         );
     }
 
     #[test]
     fn the_answer_to_a_subscribe_says_of_each_channel_what_was_recovered() {
-        let subscribed = |channel: &str, is_recovered| SubscribedChannel {
+        let position = Some(Position { epoch: Epoch(0), serial: Serial(1) });
+        let subscribed = |channel: &str, recovery, position| SubscribedChannel {
             channel: channel.into(),
-            is_recovered,
+            recovery,
+            position,
         };
-        let channels = vec![subscribed("a", None), subscribed("b", Some(false))];
+        let channels = vec![
+            subscribed("a", None, None),
+            subscribed("b", Some(ChannelRecovery::Incomplete), None),
+            subscribed("c", Some(ChannelRecovery::Complete(3)), position),
+            subscribed("d", None, position),
+        ];
         let mut out = Vec::new();
         put_answer(&mut out, &Ok(Reply::Subscribed(channels)), Some("1"));
+        let all = r#"{"a":{},"b":{"recovered":false},"c":{"recovered":true,"missed":3,"o":"AAAAAAAAAAAAAAAAAAAAAQ"},"d":{"o":"AAAAAAAAAAAAAAAAAAAAAQ"}}"#;
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            r#"{"E":null,"r":{"s":true,"channels":{"a":{},"b":{"recovered":false}}},"i":1}"#
+            format!(r#"{{"E":null,"r":{{"s":true,"channels":{all}}},"i":1}}"#)
         );
     }
 }

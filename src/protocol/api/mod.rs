@@ -28,8 +28,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ipnet::IpNet;
 
 pub use device::{
-    DEVICE_SUBPROTOCOL, DeviceCall, DeviceRequest, SubscribedChannel, WantedChannels, put_closing,
-    put_device_message,
+    ChannelRecovery, DEVICE_SUBPROTOCOL, DeviceCall, DeviceRequest, MessageOrigin,
+    SubscribedChannel, WantedChannels, put_closing, put_device_message,
 };
 pub use list::{
     BackendRow, BackendsCall, ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall,
@@ -48,6 +48,7 @@ pub use write::{
 };
 
 use super::frame::{self, Kind};
+use super::position::Position;
 use crate::address::listen::ListenAddress;
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
@@ -72,6 +73,9 @@ pub const USERS_PER_CALL_MAX: usize = 1000;
 
 /// The most clients that one `mesh.publish` may exclude.
 pub const EXCLUDED_MAX: usize = 1000;
+
+/// The longest idempotency key of a publish, in bytes.
+pub const PUBLISH_KEY_BYTES_MAX: usize = 128;
 
 /// The most channels that one `conn.call` may name.
 pub const CHANNELS_PER_CALL_MAX: usize = 1024;
@@ -189,7 +193,7 @@ pub enum Call<'a> {
     Send(ClientId, Content<'a>),
     /// `mesh.publish`: sends a message to the subscribers of a channel.
     Publish(&'a str, Content<'a>),
-    /// `mesh.publish` with an array of channels, or with clients that do not get the message.
+    /// `mesh.publish` with an array of channels, with clients that do not get the message, or with a key.
     MultiPublish(Box<MultiPublish<'a>>),
     /// `conn.call`: calls a function of a client's connection.
     Call(ClientId, Function),
@@ -225,8 +229,13 @@ pub struct MultiPublish<'a> {
     /// The channels, each once: from 1 to [`CHANNELS_PER_PUBLISH_MAX`]. A client that is subscribed to
     /// several gets the message several times.
     pub channels: Vec<&'a str>,
+    /// Whether the channels were given as an array. Then the answer has no position.
+    pub is_list: bool,
     /// The clients that do not get the message: up to [`EXCLUDED_MAX`].
     pub excluded: Vec<ClientId>,
+    /// The idempotency key: at most [`PUBLISH_KEY_BYTES_MAX`]. On each channel, the message is delivered once however often
+    /// the key is used.
+    pub key: Option<&'a str>,
     /// The message.
     pub content: Content<'a>,
 }
@@ -385,6 +394,8 @@ pub enum Reply {
     Warned(Box<str>),
     /// `{"s":successes,"f":failures}`: the result of a publish, and of a call for users.
     Published(Tally),
+    /// `{"s":successes,"f":failures,"o":"position"}`: the result of a publish to a channel with history.
+    Placed(Tally, Position),
     /// The result of `get_context`: the JSON text of the context.
     Context(String),
     /// The result of `info`.

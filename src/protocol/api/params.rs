@@ -12,9 +12,9 @@ use super::tap::read_tap;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CHANNELS_PER_PUBLISH_MAX, CLOSE_REASON_BYTES_MAX,
     CONTEXT_KEYS_MAX, Call, Content, ContextEntry, DELAY_MS_MAX, EXCLUDED_MAX, Fault, Function,
-    MultiPublish, NAME_BYTES_MAX, PushedEvent, Settling, TAKE_WAIT_MS_MAX, TAKEN_DEFAULT,
-    TAKEN_MAX, TOPICS_PER_POP_MAX, Tags, TakeCall, TakenTag, UNSETTLED_DEFAULT, UNSETTLED_MAX,
-    USERS_PER_CALL_MAX,
+    MultiPublish, NAME_BYTES_MAX, PUBLISH_KEY_BYTES_MAX, PushedEvent, Settling, TAKE_WAIT_MS_MAX,
+    TAKEN_DEFAULT, TAKEN_MAX, TOPICS_PER_POP_MAX, Tags, TakeCall, TakenTag, UNSETTLED_DEFAULT,
+    UNSETTLED_MAX, USERS_PER_CALL_MAX,
 };
 use crate::address::ClientId;
 use crate::address::networks::Network;
@@ -88,15 +88,34 @@ fn bare_topics<'a>(given: Value<'_, 'a>) -> Option<Result<Vec<&'a str>, Fault>> 
 
 fn read_publish<'a>(params: Option<Value<'_, 'a>>) -> Result<Call<'a>, Fault> {
     let (given, excluded) = (required(params, "c")?, read_excluded(params)?);
+    let key = read_publish_key(params)?;
+    let is_list = given.items().is_some();
     let channels = match given.items() {
         Some(_) => read_channels_to_publish(given)?,
         None => vec![read_name("c", given)?],
     };
     let content = read_content(params)?;
     Ok(match channels[..] {
-        [channel] if excluded.is_empty() => Call::Publish(channel, content),
-        _ => Call::MultiPublish(Box::new(MultiPublish { channels, excluded, content })),
+        [channel] if excluded.is_empty() && key.is_none() && !is_list => {
+            Call::Publish(channel, content)
+        }
+        _ => {
+            let publish = MultiPublish { channels, is_list, excluded, key, content };
+            Call::MultiPublish(Box::new(publish))
+        }
     })
+}
+
+fn read_publish_key<'a>(params: Option<Value<'_, 'a>>) -> Result<Option<&'a str>, Fault> {
+    let Some(given) = optional(params, "k") else { return Ok(None) };
+    match given.text() {
+        Some(key) if (1..=PUBLISH_KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key)),
+        Some(_) => {
+            let why = format!("k: expected 1 to {PUBLISH_KEY_BYTES_MAX} bytes");
+            Err(Fault::invalid(why))
+        }
+        None => Err(Fault::invalid("k: expected a string")),
+    }
 }
 
 fn read_channels_to_publish<'a>(given: Value<'_, 'a>) -> Result<Vec<&'a str>, Fault> {

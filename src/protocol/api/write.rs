@@ -9,11 +9,12 @@ use hashbrown::hash_map::Entry;
 use super::device::put_subscribed;
 use super::list::put_listing;
 use super::taken::{put_settled, put_taken};
-use super::{BASE64, Fault, Info, MeshRow, NodeRow, PushedEvent, Reply};
+use super::{BASE64, Fault, Info, MeshRow, NodeRow, PushedEvent, Reply, Tally};
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 use crate::protocol::frame::{self, Frame, Kind, Opcode};
 use crate::protocol::json::{put_number, put_string};
+use crate::protocol::position::Position;
 
 /// Appends the answer to a call. `id` is the JSON text of the request's `i`; requests over HTTP have
 /// none.
@@ -63,11 +64,14 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
             out.push(b'}');
         }
         Reply::Published(tally) => {
-            out.extend_from_slice(b"{\"s\":");
-            put_number(out, tally.delivered);
-            out.extend_from_slice(b",\"f\":");
-            put_number(out, tally.failed);
+            put_tally(out, *tally);
             out.push(b'}');
+        }
+        Reply::Placed(tally, position) => {
+            put_tally(out, *tally);
+            out.extend_from_slice(b",\"o\":\"");
+            put_position(out, *position);
+            out.extend_from_slice(b"\"}");
         }
         Reply::Context(json) => {
             out.extend_from_slice(b"{\"s\":true,\"context\":");
@@ -96,6 +100,19 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
         Reply::Subscribed(channels) => put_subscribed(out, channels),
         Reply::Page(_, text) => put_string(out, text),
     }
+}
+
+/// Appends the sums of a publish, without the closing brace.
+fn put_tally(out: &mut Vec<u8>, tally: Tally) {
+    out.extend_from_slice(b"{\"s\":");
+    put_number(out, tally.delivered);
+    out.extend_from_slice(b",\"f\":");
+    put_number(out, tally.failed);
+}
+
+/// Appends a position, which needs no quoting.
+pub(super) fn put_position(out: &mut Vec<u8>, position: Position) {
+    out.extend_from_slice(&position.text());
 }
 
 fn put_info(out: &mut Vec<u8>, info: &Info) {

@@ -40,6 +40,24 @@ impl Caller {
     }
 }
 
+/// Who is asked to carry out a publish that goes through homes of channels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    /// The number of homes.
+    pub homes: usize,
+    /// The number of others: shards that may have subscribers, and the mesh.
+    pub others: usize,
+    /// Whether the answer has the position of the message.
+    pub answers_position: bool,
+}
+
+impl Asked {
+    /// One home, whose position is answered.
+    pub(crate) fn one_home() -> Self {
+        Self { homes: 1, others: 0, answers_position: true }
+    }
+}
+
 /// A ticket that no question has, for commands whose answers are ignored.
 const UNAWAITED: Ticket = Ticket(u64::MAX);
 
@@ -109,7 +127,7 @@ impl Backends {
         caller: Caller,
         publish: &MultiPublish<'_>,
     ) {
-        let MultiPublish { channels, excluded, content } = publish;
+        let MultiPublish { channels, excluded, content, .. } = publish;
         let frame = Frame::message(content.kind, &content.bytes);
         let excluded = (!excluded.is_empty()).then(|| Arc::new(excluded.clone()));
         let receivers: Vec<_> = channels
@@ -127,6 +145,27 @@ impl Backends {
             let (channel, frame, excluded) = (channel.into(), frame.clone(), excluded.clone());
             ask_to_publish(turn, requester, receivers, Publish { channel, frame, excluded });
         }
+    }
+
+    /// Whether publishes wait that go through homes of channels.
+    #[inline]
+    pub(crate) fn has_placed_publishes(&self) -> bool {
+        self.placed_publishes > 0
+    }
+
+    /// Opens the question of a publish that goes through homes of channels. `None`: the connection is gone.
+    pub(crate) fn open_placed(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        caller: Caller,
+        Asked { homes, others, answers_position }: Asked,
+    ) -> Option<Requester> {
+        let kind = QuestionKind::PlacedPublish { answers_position };
+        let requester = self.open_question(turn, connections, caller, kind, homes + others)?;
+        self.pending.await_placements(requester.ticket, homes);
+        self.placed_publishes += 1;
+        Some(requester)
     }
 
     /// Opens the question of a publish that only this shard carries out, over several turns. Its
@@ -360,6 +399,7 @@ impl Backends {
                 if matches!(kind, QuestionKind::Call | QuestionKind::UserCall) {
                     replies.note_function();
                 }
+                replies.note_way(matches!(kind, QuestionKind::PlacedPublish { .. }));
                 reply
             }
             (None, Shape::Bridge(BridgeCallId(call))) => call,
@@ -411,6 +451,7 @@ impl Backends {
             turn.counters.faults += 1;
             trail::note(turn.trail(key), Entry::Failed(fault));
         }
+        self.placed_publishes -= usize::from(matches!(kind, QuestionKind::PlacedPublish { .. }));
         if kind != QuestionKind::Report {
             self.calls_taken.add(turn.now.us.saturating_sub(asked_us));
         }
@@ -491,7 +532,12 @@ impl Backends {
 }
 
 /// Asks shards and the mesh to carry out a publish.
-fn ask_to_publish(turn: &mut Turn, requester: Requester, receivers: Receivers, publish: Publish) {
+pub(crate) fn ask_to_publish(
+    turn: &mut Turn,
+    requester: Requester,
+    receivers: Receivers,
+    publish: Publish,
+) {
     for shard in receivers.shards {
         turn.ask_local(shard, requester, LocalCommand::Publish(publish.clone()));
     }

@@ -38,7 +38,7 @@ use takes::Takes;
 use unrouted::UnroutedTopics;
 
 pub(super) use acknowledge::{Unsettled, Verdict};
-pub(super) use calls::{Caller, unreachable_reason};
+pub(super) use calls::{Asked, Caller, ask_to_publish, unreachable_reason};
 pub(super) use consumers::TopicHome;
 pub(super) use list::walk_backends;
 pub(super) use pending::Answer;
@@ -94,6 +94,8 @@ impl BackendRequest<'_> {
 pub(super) struct Backends {
     parser: api::Parser,
     pending: PendingQuestions,
+    // Those of `pending` that are publishes through homes of channels.
+    placed_publishes: usize,
     // Back ends that consume, or did so on their present connection. Homes on other nodes know of
     // them.
     consumers: BTreeSet<ConnectionKey>,
@@ -110,6 +112,7 @@ impl Backends {
         Self {
             parser: api::Parser::default(),
             pending: PendingQuestions::new(started_unix_ms),
+            placed_publishes: 0,
             consumers: BTreeSet::new(),
             takes: Takes::new(started_unix_ms),
             unrouted: UnroutedTopics::default(),

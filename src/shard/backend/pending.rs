@@ -2,9 +2,10 @@
 
 use super::takes::TakeKey;
 use crate::address::NodeId;
-use crate::message::{ConnectionKey, PopId, Ticket};
+use crate::message::{ConnectionKey, Placement, PopId, Ticket};
 use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, TakenTag, Tally};
+use crate::protocol::position::Position;
 use crate::slot_map::{SlotKey, SlotMap};
 
 /// The number of questions of one shard that may wait at a time. Beyond it calls fail with 103.
@@ -39,6 +40,12 @@ pub(super) enum QuestionKind {
     /// `mesh.publish`: asks everybody who may have subscribers. The tallies add up; a missing one
     /// adds nothing.
     Publish,
+    /// `mesh.publish` with channels that have a home: asks the homes, and for other channels those who may have
+    /// subscribers. A home tells how many tallies follow.
+    PlacedPublish {
+        /// Whether the answer has the position of the message.
+        answers_position: bool,
+    },
     /// `mesh.send`: asks the client's shard.
     Send,
     /// `conn.call`: asks the client's shard.
@@ -74,6 +81,8 @@ pub(super) enum QuestionKind {
 pub(crate) enum Answer {
     /// A part of a publish is carried out.
     Published(Tally),
+    /// The home of a channel has accepted a publish.
+    Placed(Placement),
     /// A shard's state for `/metrics`.
     Report(Box<Report>),
     /// The mesh's state for `/metrics`.
@@ -96,6 +105,9 @@ impl QuestionKind {
     fn timeout_fault(self) -> Fault {
         let (code, message) = match self {
             Self::Publish | Self::Send | Self::UserSend => (Code::SendFailed, "no answer in time"),
+            Self::PlacedPublish { .. } => {
+                (Code::SendFailed, "no answer in time; the message may be published")
+            }
             Self::Call | Self::UserCall => (Code::ExecutionFailed, "no answer in time"),
             Self::Push => {
                 (Code::ConsumptionFailed, "no answer in time; the event may be in the topic")
@@ -130,6 +142,9 @@ struct Question {
     // Answers that are still missing.
     awaited: usize,
     tally: Tally,
+    // Homes that have not accepted the publish yet, and the place that the last of them has given it.
+    unplaced: usize,
+    position: Option<Position>,
     reports: Vec<Report>,
     mesh: Option<Box<MeshReport>>,
     // The nodes that are asked for a tap, once for each shard that does not watch yet.
@@ -171,6 +186,8 @@ impl PendingQuestions {
             asked_us: now_us,
             awaited,
             tally: Tally::default(),
+            unplaced: 0,
+            position: None,
             reports: Vec::new(),
             mesh: None,
             unwatching: Vec::new(),
@@ -184,6 +201,13 @@ impl PendingQuestions {
     pub(super) fn await_tapping(&mut self, ticket: Ticket, nodes: Vec<NodeId>) {
         if let Some(question) = self.questions.get_mut(SlotKey::from_bits(ticket.0)) {
             question.unwatching = nodes;
+        }
+    }
+
+    /// Notes how many homes are asked to accept an open publish.
+    pub(super) fn await_placements(&mut self, ticket: Ticket, homes: usize) {
+        if let Some(question) = self.questions.get_mut(SlotKey::from_bits(ticket.0)) {
+            question.unplaced = homes;
         }
     }
 
@@ -206,6 +230,12 @@ impl PendingQuestions {
         let question = self.questions.get_mut(key)?;
         match answer {
             Answer::Published(tally) => question.tally += tally,
+            Answer::Placed(Placement { position, tally, awaited }) => {
+                question.tally += tally;
+                question.awaited += awaited as usize;
+                question.unplaced = question.unplaced.saturating_sub(1);
+                question.position = position;
+            }
             Answer::Report(report) => question.reports.push(*report),
             Answer::Mesh(report) => question.mesh = Some(report),
             Answer::Tapping { node, is_watching } => question.note_tapping(node, is_watching),
@@ -222,6 +252,7 @@ impl PendingQuestions {
         Some(question.settle(|question| match (question.kind, &question.outcome) {
             (
                 QuestionKind::Publish
+                | QuestionKind::PlacedPublish { .. }
                 | QuestionKind::UserSend
                 | QuestionKind::UserCall
                 | QuestionKind::Report
@@ -242,6 +273,7 @@ impl PendingQuestions {
             | QuestionKind::UserCall
             | QuestionKind::Report
             | QuestionKind::Tap => Ok(question.sum()),
+            QuestionKind::PlacedPublish { .. } if question.unplaced == 0 => Ok(question.sum()),
             kind => Err(kind.timeout_fault()),
         }))
     }
@@ -276,6 +308,10 @@ impl Question {
                 Reply::Tapping(missing)
             }
             QuestionKind::Settle => Reply::Settled(self.stale),
+            QuestionKind::PlacedPublish { answers_position: true } => match self.position {
+                Some(position) => Reply::Placed(self.tally, position),
+                None => Reply::Published(self.tally),
+            },
             _ => Reply::Published(self.tally),
         }
     }
@@ -284,6 +320,7 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::position::{Epoch, Serial};
 
     fn asker(reply: u64) -> Asker {
         Asker { key: ConnectionKey { index: 1, generation: 2 }, reply }
@@ -301,6 +338,40 @@ mod tests {
         assert_eq!(pending.answer(some, tally(3, 0)), None);
         let settled = pending.expire(some).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 3, failed: 0 })));
+    }
+
+    #[test]
+    fn a_publish_waits_for_its_homes_and_for_as_many_tallies_as_they_say() {
+        let mut pending = PendingQuestions::default();
+        let tally = Tally { delivered: 1, failed: 0 };
+        let position = Position { epoch: Epoch(1), serial: Serial(2) };
+        let placement =
+            |awaited| Answer::Placed(Placement { position: Some(position), tally, awaited });
+        let open = |pending: &mut PendingQuestions, answers_position| {
+            let kind = QuestionKind::PlacedPublish { answers_position };
+            let ticket = pending.open(5, asker(1), kind, 1);
+            pending.await_placements(ticket, 1);
+            ticket
+        };
+        let ticket = open(&mut pending, true);
+        assert_eq!(pending.answer(ticket, placement(2)), None);
+        assert_eq!(pending.answer(ticket, Answer::Published(tally)), None);
+        let settled = pending.answer(ticket, Answer::Published(tally)).unwrap();
+        let sum = Tally { delivered: 3, failed: 0 };
+        assert_eq!(settled.answer, Ok(Reply::Placed(sum, position)));
+        let ticket = open(&mut pending, false);
+        let settled = pending.answer(ticket, placement(0)).unwrap();
+        assert_eq!(settled.answer, Ok(Reply::Published(tally)));
+        let ticket = open(&mut pending, true);
+        assert_eq!(pending.answer(ticket, placement(1)), None);
+        assert_eq!(pending.expire(ticket).unwrap().answer, Ok(Reply::Placed(tally, position)));
+        let ticket = open(&mut pending, true);
+        let expired = pending.expire(ticket).unwrap();
+        assert_eq!(
+            expired.answer,
+            Err(expired.kind.timeout_fault()),
+            "nobody knows whether it is published"
+        );
     }
 
     #[test]

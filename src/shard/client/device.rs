@@ -2,19 +2,23 @@
 //!
 //! Calls take effect and are answered in their order. A `push` is answered when its event is stored, a `subscribe`
 //! when every node knows of it: until then the output of the device is withheld, so that a message of the channels
-//! comes after the answer. A `subscribe` behind a `push` without an answer waits for that answer.
+//! comes after the answer. A `subscribe` behind a `push` without an answer waits for that answer. A `subscribe` to channels
+//! with history is answered when their homes have told what was missed: see `recovery.rs`.
 
 use smol_str::SmolStr;
 
 use super::Clients;
 use super::messages::push_event;
+use super::recovery::begin_recovery;
 use super::renewal::offer_token;
 use crate::address::ClientId;
 use crate::message::{ConnectionKey, Event, EventNotice, PushReceipt};
 use crate::protocol::api::{
-    self, Code, Content, DeviceCall, DeviceRequest, Fault, Reply, SubscribedChannel, WantedChannels,
+    self, ChannelRecovery, Code, Content, DeviceCall, DeviceRequest, Fault, Reply,
+    SubscribedChannel, WantedChannels,
 };
 use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::protocol::position::Position;
 use crate::shard::connection::{Connections, ParkedSubscribe, Phase, Shape};
 use crate::shard::settings::RouteSettings;
 use crate::shard::turn::{Step, Turn};
@@ -89,11 +93,11 @@ impl Clients {
             let why = format!("c: this route does not allow the channel {channel:?}");
             return Err(Fault::new(Code::NotAuthorised, why));
         }
-        let boxed = |names: &[&str]| names.iter().map(|&name| Box::from(name)).collect();
+        let positioned = positioned.iter().map(|&(name, text)| (name.into(), text.parse().ok()));
         let parked = ParkedSubscribe {
             id: id.clone(),
-            channels: boxed(channels),
-            positioned: boxed(positioned),
+            channels: channels.iter().map(|&name| name.into()).collect(),
+            positioned: positioned.collect(),
         };
         let Some(connection) = connections.get(key) else { return Ok(()) };
         // Messages of the channels would reach nobody.
@@ -132,11 +136,18 @@ impl Clients {
         ParkedSubscribe { id, channels, positioned }: ParkedSubscribe,
     ) -> Result<(), Fault> {
         turn.work.spend(work::of_channels(channels.len()));
+        let new = self.channels_to_recover(turn, connections, key, &channels);
         self.subscribe(turn, connections, key, &channels)?;
         self.note_changed(turn, key);
         let subscribed = subscribed_channels(&channels, &positioned);
-        connections.reply(turn, key, &Shape::Message(id), &Ok(Reply::Subscribed(subscribed)));
         self.withhold_until_known(connections, key, &channels);
+        match new.is_empty() {
+            true => {
+                let answer = Ok(Reply::Subscribed(subscribed));
+                connections.reply(turn, key, &Shape::Message(id), &answer);
+            }
+            false => begin_recovery(turn, connections, key, id, subscribed, &new, &positioned),
+        }
         Ok(())
     }
 
@@ -189,14 +200,18 @@ fn push(
     Ok(())
 }
 
-/// Returns the channels of a subscribe, each once. No channel keeps messages, so nothing can be recovered.
-fn subscribed_channels(channels: &[Box<str>], positioned: &[Box<str>]) -> Vec<SubscribedChannel> {
+/// Returns the channels of a subscribe, each once. Nothing is recovered yet.
+fn subscribed_channels(
+    channels: &[Box<str>],
+    positioned: &[(Box<str>, Option<Position>)],
+) -> Vec<SubscribedChannel> {
     let mut seen = hashbrown::HashSet::with_capacity(channels.len());
-    let positioned: hashbrown::HashSet<&str> = positioned.iter().map(|name| &**name).collect();
+    let positioned: hashbrown::HashSet<&str> = positioned.iter().map(|(name, _)| &**name).collect();
     let distinct = channels.iter().filter(|channel| seen.insert(&***channel));
     let subscribed = distinct.map(|channel| SubscribedChannel {
         channel: channel.clone(),
-        is_recovered: positioned.contains(&**channel).then_some(false),
+        recovery: positioned.contains(&**channel).then_some(ChannelRecovery::Incomplete),
+        position: None,
     });
     subscribed.collect()
 }

@@ -15,8 +15,9 @@ use super::for_users::{UserWalk, held_bytes_for_users};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, VariantMaker, Variants};
 use crate::address::ClientId;
 use crate::message::{BackendId, ClientCommand, ConnectionKey, LocalCommand, Publish, Requester};
-use crate::protocol::api::{Code, Fault, Tally, TapEvent};
+use crate::protocol::api::{Code, Fault, MessageOrigin, Tally, TapEvent};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
+use crate::protocol::position::Position;
 use crate::shard::connection::WAITING_MAX;
 use crate::shard::connection::{Connections, Phase, Priority};
 use crate::shard::memory::Shortage;
@@ -31,6 +32,8 @@ pub(crate) struct PublishWalk {
     at: usize,
     end: usize,
     variants: Variants,
+    // The place behind the message. `None`: the channel has no history.
+    position: Option<Position>,
     // The connections of clients that do not get the message, sorted.
     excluded: Vec<ConnectionKey>,
     tally: Tally,
@@ -84,9 +87,11 @@ impl PendingPublish {
     /// Queues a command. Returns the command if the queue is full.
     fn take(&mut self, requester: Requester, command: ShardCommand) -> Option<ShardCommand> {
         let (queued, bytes) = (&mut self.queued, held_bytes(&command));
-        if queued.commands.len() >= QUEUED_COMMANDS_MAX
-            || queued.bytes + bytes > QUEUED_COMMAND_BYTES_MAX
-        {
+        let is_bounded_elsewhere = matches!(command, ShardCommand::Local(LocalCommand::Deliver(_)));
+        let is_full = !is_bounded_elsewhere
+            && (queued.commands.len() >= QUEUED_COMMANDS_MAX
+                || queued.bytes + bytes > QUEUED_COMMAND_BYTES_MAX);
+        if is_full {
             return Some(command);
         }
         queued.bytes += bytes;
@@ -121,6 +126,13 @@ fn held_bytes(command: &ShardCommand) -> usize {
                 let excluded = excluded.as_ref().map_or(0, |excluded| excluded.len());
                 let excluded_bytes = excluded * size_of::<ClientId>();
                 channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES + excluded_bytes
+            }
+            // Its home bounds what is being delivered.
+            ShardCommand::Local(LocalCommand::Deliver(_)) => 0,
+            ShardCommand::Local(LocalCommand::Recover(answer)) => {
+                answer.missed.as_ref().map_or(0, |missed| {
+                    missed.iter().map(|(_, frame)| frame.bytes().len() + QUEUED_FRAME_BYTES).sum()
+                })
             }
             ShardCommand::Local(LocalCommand::ForUsers(command)) => held_bytes_for_users(command),
             ShardCommand::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
@@ -169,7 +181,8 @@ impl Fanout {
 }
 
 impl Clients {
-    /// Publishes a frame to the subscribers on this shard, except to the excluded clients.
+    /// Publishes a frame to the subscribers on this shard, except to the excluded clients. With a position, the channel
+    /// has a history: a device that misses the message is closed, so that it recovers.
     ///
     /// # Errors
     /// The publish needs more than one slice, or the turn's budget is spent. Returns the rest of
@@ -180,6 +193,7 @@ impl Clients {
         connections: &mut Connections,
         channel: &str,
         frame: Frame,
+        position: Option<Position>,
         excluded: Option<&[ClientId]>,
     ) -> Result<Tally, Box<PublishWalk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
@@ -187,7 +201,9 @@ impl Clients {
         let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
         let excluded = excluded.map_or_else(Vec::new, |excluded| self.connections_of(excluded));
         let tally = Tally::default();
-        let mut walk = PublishWalk { channel, number: None, at: 0, end, variants, excluded, tally };
+        let (number, at) = (None, 0);
+        let mut walk =
+            PublishWalk { channel, number, at, end, variants, position, excluded, tally };
         match self.walk(turn, connections, &mut walk, SLICE) {
             true => Ok(self.fanout.keep_last_frames(walk)),
             false => Err(Box::new(walk)),
@@ -219,6 +235,8 @@ impl Clients {
         let (mut delivered, mut compressed, mut saved_bytes) = (0, 0, 0);
         let is_short = turn.is_short(Shortage::Frames);
         let has_excluded = !walk.excluded.is_empty();
+        let is_placed = walk.position.is_some();
+        let closes_slow = turn.settings.limits.close_slow_clients;
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection, write_queues) = connections.at(member.connection);
             if connection.phase != Phase::Open {
@@ -228,13 +246,23 @@ impl Clients {
             if has_excluded && walk.excluded.binary_search(&key).is_ok() {
                 continue;
             }
-            let channel = || Some(self.channels.name(walk.channel));
+            if is_placed
+                && connection.is_recovering
+                && connection.recovers(self.channels.name(walk.channel))
+            {
+                // The message is among those that the client gets with the answer of the home.
+                continue;
+            }
+            let origin = || MessageOrigin {
+                channel: Some(self.channels.name(walk.channel)),
+                position: walk.position,
+            };
             let maker = VariantMaker {
                 deflater: &mut self.deflater,
                 envelope: &mut self.envelope,
                 counters: &mut turn.counters,
             };
-            let variant = walk.variants.get(connection.form, channel, maker);
+            let variant = walk.variants.get(connection.form, origin, maker);
             let bytes = variant.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.has_room_for(bytes) || is_shed {
@@ -250,7 +278,9 @@ impl Clients {
                     true => turn.counters.note_shed_frames(1),
                     false => turn.counters.limits.outbound_bytes += 1,
                 }
-                if connection.is_too_slow_for(bytes) {
+                let must_recover = is_placed && connection.form.is_enveloped();
+                let is_to_close = closes_slow && connection.is_too_slow_for(bytes);
+                if is_to_close || must_recover {
                     slow.push(key);
                 }
                 continue;
@@ -276,9 +306,7 @@ impl Clients {
         if !is_over && walk.number.is_none() {
             walk.number = Some(self.channels.begin_walk(walk.channel));
         }
-        if turn.settings.limits.close_slow_clients {
-            slow.into_iter().for_each(|key| connections.close_slow(turn, key));
-        }
+        slow.into_iter().for_each(|key| connections.close_slow(turn, key));
         if is_over {
             turn.counters.delivered += walk.tally.delivered;
             turn.counters.failed += walk.tally.failed;
@@ -436,7 +464,7 @@ mod tests {
         let frame = Frame::from_encoded(b"frame");
         let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
         let requester = Requester { ticket: Ticket(1), backend: turn.backend_id(at) };
-        let walk = clients.publish(&mut turn, &mut connections, "a", frame, Some(&excluded));
+        let walk = clients.publish(&mut turn, &mut connections, "a", frame, None, Some(&excluded));
         clients.defer_publish(requester, walk.expect_err("it takes two slices").into());
         while clients.is_waiting() {
             clients.begin_turn(0, false);
@@ -464,12 +492,12 @@ mod tests {
         let key = fixture::client(&mut turn, &mut connections, ClientId::from_value(1));
         clients.subscribe(&mut turn, &mut connections, key, &["a"]).unwrap();
 
-        let first = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None);
+        let first = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None, None);
         assert_eq!(first.unwrap().delivered, 1);
         for number in 0..3 {
             let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
             let requester = Requester { ticket: Ticket(number), backend: turn.backend_id(at) };
-            let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None);
+            let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None, None);
             clients.defer_publish(requester, walk.expect_err("the queue is full").into());
             clients.continue_publishes(&mut turn, &mut connections);
         }

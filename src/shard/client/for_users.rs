@@ -7,7 +7,7 @@ use super::budget::SLICE;
 use super::fanout::PendingWalk;
 use super::variants::{LastFrames, VariantMaker, Variants};
 use crate::message::{Requester, UserAction, UserCommand};
-use crate::protocol::api::{Function, Tally, TapEvent};
+use crate::protocol::api::{Function, MessageOrigin, Tally, TapEvent};
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::shard::connection::{Connections, Phase, Priority, Stage};
 use crate::shard::memory::Shortage;
@@ -140,7 +140,7 @@ impl Clients {
             envelope: &mut self.envelope,
             counters: &mut turn.counters,
         };
-        let variant = variants.get(connection.form, || None, maker);
+        let variant = variants.get(connection.form, MessageOrigin::default, maker);
         let bytes = variant.frame_bytes();
         let is_shed = connection.outbound.is_in_flight() && turn.is_short(Shortage::Frames);
         if is_shed || !connection.has_room_for(bytes) {

@@ -5,7 +5,7 @@ use super::context::{Context, TooLarge};
 use super::user_index::UserIndex;
 use crate::address::ClientId;
 use crate::message::{ClientReply, ConnectionKey, Requester};
-use crate::protocol::api::{self, Code, Fault, Function, Info, TapEvent};
+use crate::protocol::api::{self, Code, Fault, Function, Info, MessageOrigin, TapEvent};
 use crate::protocol::frame::Kind;
 use crate::shard::connection::{Connection, Connections, Pause, Phase};
 use crate::shard::memory::Shortage;
@@ -43,7 +43,8 @@ impl Clients {
             false => (kind, payload),
             true => {
                 self.envelope.clear();
-                api::put_device_message(&mut self.envelope, None, kind, payload);
+                let origin = MessageOrigin::default();
+                api::put_device_message(&mut self.envelope, origin, kind, payload);
                 (Kind::Text, &self.envelope[..])
             }
         };

@@ -3,6 +3,7 @@
 //! - `handshake.rs`: checks and answers the request of a new client. `question.rs`: what a handshake may
 //!   need from outside the shard. `messages.rs`: reads a client's messages. `device.rs`: calls of devices.
 //!   `renewal.rs`: new tokens of devices.
+//!   `recovery.rs`: what devices have missed.
 //! - `subscriptions.rs`: subscribes and unsubscribes clients. `channels.rs`: the table of channels.
 //! - `fanout.rs`: delivers publishes to the subscribers of a channel. `budget.rs`: how much of a turn that may take. `variants.rs`: the plain and
 //!   compressed variants of a frame.
@@ -23,6 +24,7 @@ mod handshake;
 mod list;
 mod messages;
 mod question;
+mod recovery;
 mod renewal;
 mod subscriptions;
 mod user_index;
@@ -49,6 +51,7 @@ use user_index::UserIndex;
 
 pub(super) use channels::Subscription;
 pub(super) use context::Context;
+pub(super) use fanout::PendingWalk;
 pub(super) use handshake::HandshakeChecks;
 pub(super) use question::{Granted, KeyLookup, Need, Progress};
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::metrics::Counters;
-use crate::protocol::api;
+use crate::protocol::api::{self, MessageOrigin};
 use crate::protocol::deflate::Deflater;
 use crate::protocol::frame::{Frame, Kind};
 use crate::shard::connection::{BufferPool, MessageForm, Outbound};
@@ -61,20 +61,19 @@ impl Variants {
         &self.plain
     }
 
-    /// Returns the variant of a form. `channel` returns the name of the channel; `None`: the message
-    /// is not for a channel.
+    /// Returns the variant of a form. `origin` returns where the message comes from.
     #[inline]
     pub(super) fn get<'c>(
         &mut self,
         form: MessageForm,
-        channel: impl FnOnce() -> Option<&'c str>,
+        origin: impl FnOnce() -> MessageOrigin<'c>,
         maker: VariantMaker<'_>,
     ) -> &mut Variant {
         let place = form as usize;
         let Self { plain, made, last_frames } = self;
         // The variant is made for the first subscriber and reused for the others.
         made[place].get_or_insert_with(|| {
-            Variant::made(plain, form, last_frames[place].take(), channel(), maker)
+            Variant::made(plain, form, last_frames[place].take(), origin(), maker)
         })
     }
 
@@ -91,7 +90,7 @@ impl Variant {
         plain: &Rc<Frame>,
         form: MessageForm,
         last: Option<Rc<Frame>>,
-        channel: Option<&str>,
+        origin: MessageOrigin<'_>,
         maker: VariantMaker<'_>,
     ) -> Self {
         let VariantMaker { deflater, envelope, counters } = maker;
@@ -99,7 +98,7 @@ impl Variant {
             false => (plain.kind(), plain.payload()),
             true => {
                 envelope.clear();
-                api::put_device_message(envelope, channel, plain.kind(), plain.payload());
+                api::put_device_message(envelope, origin, plain.kind(), plain.payload());
                 (Kind::Text, &envelope[..])
             }
         };

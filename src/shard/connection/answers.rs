@@ -145,6 +145,9 @@ impl Connections {
     /// Closes a connection that was waiting only for its last pending answer.
     fn after_last_reply(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
+        if connection.replies().is_some_and(|replies| replies.has_parked()) {
+            return turn.push_step(Step::CallDue(key));
+        }
         let is_draining = connection.is_paused_for(Pause::Ending);
         let is_read_closed = connection.is_read_closed
             && !connection.is_paused()

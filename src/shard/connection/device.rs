@@ -9,9 +9,10 @@ use super::{Client, Connection, Connections, Pause, Phase, Replies, Stage};
 use crate::address::ClientId;
 use crate::address::placement::mix;
 use crate::message::{ConnectionKey, PushReceipt};
-use crate::protocol::api::{self, Fault, Reply};
+use crate::protocol::api::{self, Fault, Reply, SubscribedChannel};
 use crate::protocol::close;
 use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::protocol::position::Position;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Step, Turn};
 
@@ -28,7 +29,10 @@ pub struct Device {
     pub parked: Option<Box<ParkedSubscribe>>,
     /// The token of the device. `None`: the device has connected without one.
     pub token: Option<Box<HeldToken>>,
-    // Subscribes, the handshake included, that not every node knows of. Output is withheld meanwhile.
+    /// A `subscribe` that waits for the homes of channels with history. The device is not read from meanwhile.
+    pub recovering: Option<Box<RecoveringSubscribe>>,
+    // Reasons to withhold the output: subscribes, the handshake included, that not every node knows of, and one that
+    // waits for homes.
     unknown_subscribes: u32,
 }
 
@@ -72,6 +76,19 @@ impl HeldToken {
     }
 }
 
+/// A `subscribe` that waits until the homes of channels with history have told what the device has missed.
+#[derive(Debug)]
+pub struct RecoveringSubscribe {
+    /// The JSON text of the request's id.
+    pub id: SmolStr,
+    /// The channels of the answer.
+    pub channels: Vec<SubscribedChannel>,
+    /// The channels whose homes have not answered, as indices into `channels`.
+    pub awaited: Vec<usize>,
+    /// The place of the answer in the outbound queue.
+    pub answer_place: usize,
+}
+
 /// A `subscribe` that waits for the answers to earlier calls.
 #[derive(Debug)]
 pub struct ParkedSubscribe {
@@ -79,14 +96,24 @@ pub struct ParkedSubscribe {
     pub id: SmolStr,
     /// The channels, which the route allows.
     pub channels: Vec<Box<str>>,
-    /// The channels for which the device gave a position.
-    pub positioned: Vec<Box<str>>,
+    /// The channels for which the device gave a position. `None`: the position is malformed.
+    pub positioned: Vec<(Box<str>, Option<Position>)>,
 }
 
 impl ParkedSubscribe {
     fn held_bytes(&self) -> usize {
-        let names = self.channels.iter().chain(&self.positioned);
-        names.map(|name| name.len() + 2 * size_of::<Box<str>>() + 24).sum::<usize>() + self.id.len()
+        let names = self.channels.iter().chain(self.positioned.iter().map(|(name, _)| name));
+        let of_name = |name: &str| name.len() + 4 * size_of::<Box<str>>() + 24;
+        names.map(|name| of_name(name)).sum::<usize>() + self.id.len()
+    }
+}
+
+impl RecoveringSubscribe {
+    fn held_bytes(&self) -> usize {
+        let of_channel = |known: &SubscribedChannel| {
+            known.channel.len() + size_of::<SubscribedChannel>() + size_of::<usize>() + 24
+        };
+        self.channels.iter().map(of_channel).sum::<usize>() + self.id.len() + size_of::<Self>()
     }
 }
 
@@ -100,13 +127,15 @@ impl Device {
     pub fn held_bytes(&self) -> usize {
         let parked = self.parked.as_ref().map_or(0, |parked| parked.held_bytes());
         let token = self.token.as_ref().map_or(0, |token| token.held_bytes());
-        size_of::<Self>() + self.replies.held_bytes() + parked + token
+        let recovering = self.recovering.as_ref().map_or(0, |recovering| recovering.held_bytes());
+        size_of::<Self>() + self.replies.held_bytes() + parked + token + recovering
     }
 
     /// Whether no further call may be read: at least `calls` are unanswered, their answers take more than `bytes_max`,
-    /// or a subscribe waits for them.
+    /// or a subscribe waits for them or for homes.
     pub(super) fn is_busy(&self, calls: usize, bytes_max: usize) -> bool {
         self.parked.is_some()
+            || self.recovering.is_some()
             || self.replies.len() + self.unknown_subscribes as usize >= calls.div_ceil(WAITING_PART)
             || self.replies.held_bytes() > bytes_max
     }
@@ -122,6 +151,17 @@ impl Client {
 }
 
 impl Connection {
+    /// Whether the client waits for the home of this channel, which tells what the client has missed.
+    #[cold]
+    pub fn recovers(&self, channel: &str) -> bool {
+        let Stage::Client(client) = &self.stage else { return false };
+        let recovering = client.device.as_ref().and_then(|device| device.recovering.as_ref());
+        recovering.is_some_and(|recovering| {
+            let mut awaited = recovering.awaited.iter();
+            awaited.any(|&index| *recovering.channels[index].channel == *channel)
+        })
+    }
+
     /// Ends the answers of a device that has disconnected. Its calls are still carried out.
     pub(super) fn forget_answers(&mut self) {
         if let Stage::Client(client) = &mut self.stage {

@@ -9,7 +9,7 @@
 //! - `reading.rs`: reading, pausing and resuming. `pauses.rs`: the reasons for a pause. `read_ahead.rs`:
 //!   the bytes kept for a paused connection. `writing.rs`: the order in which connections are written to.
 //! - `outbound.rs`: the outbound queue. `replies.rs`: answers in the order of their requests.
-//!   `answers.rs`: writes the answers. `http.rs`: the state of HTTP requests.
+//!   `parked_call.rs`: a call that waits for the answers to earlier ones. `answers.rs`: writes the answers. `http.rs`: the state of HTTP requests.
 //! - `form.rs`: the form of messages to a client. `device.rs`: the answers to a client that makes calls.
 //! - `access_log.rs`: the counters and the line of the access log.
 
@@ -20,6 +20,7 @@ mod form;
 mod http;
 mod lifecycle;
 mod outbound;
+mod parked_call;
 mod pauses;
 mod pending_close;
 mod read_ahead;
@@ -45,11 +46,14 @@ use crate::protocol::frame::QUEUED_FRAME_BYTES;
 pub use access_log::ACCESS_LOG_TARGET;
 use access_log::AccessRecord;
 pub use answers::ReadProgress;
-pub(super) use device::{Device, HeldToken, OfferedToken, ParkedSubscribe, TokenProgress};
+pub(super) use device::{
+    Device, HeldToken, OfferedToken, ParkedSubscribe, RecoveringSubscribe, TokenProgress,
+};
 pub(super) use form::MessageForm;
 use outbound::Observers;
 pub use outbound::{Batch, Chunk, freed_bytes};
 pub(super) use outbound::{BufferPool, Outbound};
+pub(super) use parked_call::ParkedCall;
 pub(super) use pauses::{Pause, Pauses};
 pub(super) use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
 pub(super) use replies::{FollowUp, HttpShape, RETRY_AFTER, Replies, Shape, WAITING_MAX};
@@ -110,6 +114,8 @@ pub struct Connection {
     /// Whether the client has disconnected before all its messages were processed: see
     /// `pending_close.rs`.
     pub has_pending_close: bool,
+    /// Whether the client's subscribe waits for the homes of channels with history.
+    pub is_recovering: bool,
     /// Whether a ping was sent and nothing has arrived since.
     pub is_pinged: bool,
     /// Whether the peer will send nothing more (half-closed).
@@ -180,6 +186,7 @@ impl Connection {
             is_inflating: false,
             is_socket_closed: false,
             has_pending_close: false,
+            is_recovering: false,
             is_pinged: false,
             is_read_closed: false,
             is_broken: false,
@@ -363,7 +370,7 @@ impl Connection {
             }
             Stage::Unsubscribing(_) | Stage::Ending => return false,
         };
-        replies.len() >= requests || replies.held_bytes() > bytes_max
+        replies.len() >= requests || replies.held_bytes() > bytes_max || replies.has_parked()
     }
 
     /// Returns the memory taken by unread output, compared with the outbound limit. The overhead of

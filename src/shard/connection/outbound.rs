@@ -261,6 +261,27 @@ impl Outbound {
         }
     }
 
+    /// Reserves the place of an answer behind the queued bytes, for [`Self::fill_answer`]. Nothing may be handed out
+    /// before that: see [`Self::withhold`].
+    pub fn reserve_answer(&mut self, buffer_pool: &mut BufferPool) -> usize {
+        let chunk = Chunk::Own(Vec::new());
+        self.overhead_bytes += chunk.overhead() as u32;
+        self.push(buffer_pool, chunk);
+        self.chunks.len() - 1
+    }
+
+    /// Writes an answer to its reserved place, ahead of what was queued since.
+    pub fn fill_answer(&mut self, place: usize, answer: &[u8]) {
+        debug_assert!(self.is_withheld, "the place would be gone");
+        let Some(chunk) = self.chunks.get_mut(place) else { return };
+        let before = chunk.overhead();
+        if let Chunk::Own(bytes) = chunk {
+            bytes.splice(0..0, answer.iter().copied());
+        }
+        self.overhead_bytes = self.overhead_bytes + chunk.overhead() as u32 - before as u32;
+        self.queued_bytes += answer.len();
+    }
+
     /// Appends a chunk whose bytes and overhead are counted already.
     fn push(&mut self, buffer_pool: &mut BufferPool, chunk: Chunk) {
         if self.chunks.capacity() == 0
@@ -350,6 +371,23 @@ mod tests {
         outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"frame"));
         outbound.clear();
         assert!(outbound.is_flushed());
+    }
+
+    #[test]
+    fn an_answer_comes_before_what_was_queued_since_its_place_was_reserved() {
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"1"));
+        outbound.withhold(true);
+        let place = outbound.reserve_answer(&mut buffer_pool);
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"3"));
+        outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"4")));
+        outbound.fill_answer(place, b"2");
+        outbound.withhold(false);
+        assert_eq!(outbound.buffered(), 4);
+        let batch = outbound.take(0);
+        assert_eq!(batch.iter().flat_map(Chunk::bytes).copied().collect::<Vec<_>>(), b"1234");
+        outbound.written(4);
+        assert_eq!(outbound.charge(), 0);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use smol_str::SmolStr;
 
+use super::parked_call::ParkedCall;
 use crate::message::{BridgeCallId, PopId};
 use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
@@ -138,6 +139,11 @@ pub struct Replies {
     first: u64,
     // The number that follows the last call of a client's function.
     after_function: u64,
+    // The numbers that follow the last publish through homes of channels, and the last other call of other shards.
+    after_placed: u64,
+    after_direct: u64,
+    // The call that waits until all earlier ones are answered.
+    parked: Option<Box<ParkedCall>>,
     // Memory taken by the slots, in bytes.
     held_bytes: usize,
 }
@@ -193,7 +199,7 @@ impl Replies {
 
     /// Returns the memory taken by request ids and by answers that wait for earlier ones, in bytes.
     pub fn held_bytes(&self) -> usize {
-        self.held_bytes
+        self.held_bytes + self.parked.as_ref().map_or(0, |parked| parked.held_bytes())
     }
 
     fn push(&mut self, slot: AnswerSlot) {
@@ -221,6 +227,41 @@ impl Replies {
     /// before a later command arrives at the same shard.
     pub fn has_function(&self) -> bool {
         self.first < self.after_function
+    }
+
+    /// Notes the way of the call with the last slot: through homes of channels, or not.
+    pub fn note_way(&mut self, is_placed: bool) {
+        let after = self.first + self.slots.len() as u64;
+        match is_placed {
+            true => self.after_placed = after,
+            false => self.after_direct = after,
+        }
+    }
+
+    /// Whether a publish through homes of channels is pending.
+    pub fn has_placed_publish(&self) -> bool {
+        self.first < self.after_placed
+    }
+
+    /// Whether a call of other shards is pending that does not go through homes of channels.
+    pub fn has_direct_call(&self) -> bool {
+        self.first < self.after_direct
+    }
+
+    /// Parks a call until all earlier ones are answered. The connection is not read from meanwhile.
+    pub fn park(&mut self, call: ParkedCall) {
+        debug_assert!(self.parked.is_none(), "a connection with a parked call is not read from");
+        self.parked = Some(Box::new(call));
+    }
+
+    /// Whether a call is parked.
+    pub fn has_parked(&self) -> bool {
+        self.parked.is_some()
+    }
+
+    /// Takes out the parked call.
+    pub fn take_parked(&mut self) -> Option<Box<ParkedCall>> {
+        self.parked.take()
     }
 
     /// Removes the slot reserved last, which must still be waiting.

@@ -1,6 +1,8 @@
 //! Whatever a device sends is answered with one JSON object or carried out, and what it is sent is JSON.
 
-use gridcast::protocol::api::{DeviceCall, DeviceRequest, Parser, put_answer, put_device_message};
+use gridcast::protocol::api::{
+    DeviceCall, DeviceRequest, MessageOrigin, Parser, put_answer, put_device_message,
+};
 use gridcast::protocol::frame::Kind;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -60,7 +62,8 @@ fn check_message(data: &[u8]) {
     let text = std::str::from_utf8(data).ok();
     for kind in [Kind::Text, Kind::Binary] {
         let mut out = Vec::new();
-        put_device_message(&mut out, text, kind, data);
+        let origin = MessageOrigin { channel: text, position: None };
+        put_device_message(&mut out, origin, kind, data);
         let message: Value = serde_json::from_slice(&out).expect("a message is JSON");
         assert_eq!(message["p"]["c"].as_str(), text);
         if kind == Kind::Text && text.is_some() {

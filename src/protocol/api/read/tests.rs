@@ -225,6 +225,8 @@ fn a_bad_request_is_told_which_field_and_why() {
         (r#"{"m":"mesh.publish","p":{"c":[],"d":""}}"#, "c: expected a channel name, or an array"),
         (r#"{"m":"mesh.publish","p":{"c":["a",1],"d":""}}"#, "c: expected a string"),
         (r#"{"m":"mesh.publish","p":{"c":"a","d":"","x":7}}"#, "x: expected an array"),
+        (r#"{"m":"mesh.publish","p":{"c":"a","d":"","k":7}}"#, "k: expected a string"),
+        (r#"{"m":"mesh.publish","p":{"c":"a","d":"","k":""}}"#, "k: expected 1 to 128 bytes"),
         (r#"{"m":"mesh.publish","p":{"c":"a","d":"","x":["a"]}}"#, "x: expected an array"),
         (r#"{"m":"queue.pop","p":{}}"#, "t: expected an array"),
         (r#"{"m":"queue.pop","p":{"t":[]}}"#, "t: expected an array"),
@@ -336,7 +338,9 @@ fn a_publish_to_several_channels_names_each_once_and_may_exclude_clients() {
     };
     assert_eq!(multi(r#"["b","a","b"]"#, ""), (vec!["b".into(), "a".into()], Vec::new()));
     assert_eq!(multi(r#""a""#, r#","x":[9,"7",9]"#), (vec!["a".into()], ids(&[9, 7, 9])));
-    let plain = [r#"["a"]"#, r#""a","x":[]"#, r#""a","x":null"#];
+    assert_eq!(multi(r#"["a"]"#, ""), (vec!["a".into()], Vec::new()));
+    assert_eq!(multi(r#""a""#, r#","k":"1""#), (vec!["a".into()], Vec::new()));
+    let plain = [r#""a""#, r#""a","x":[]"#, r#""a","x":null,"k":null"#];
     for form in plain {
         let text = format!(r#"{{"m":"mesh.publish","p":{{"c":{form},"d":"x"}}}}"#);
         let call = request(&text).1.unwrap();

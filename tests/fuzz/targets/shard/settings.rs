@@ -50,6 +50,7 @@ pub fn settings(shape: u8) -> Settings {
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        channels: Default::default(),
         has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {
