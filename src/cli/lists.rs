@@ -237,8 +237,8 @@ async fn lost_nodes(connection: &mut ApiConnection) -> Option<String> {
     let nodes = ListPage::read(NODES.field, &result)?.rows;
     let lost = nodes.iter().filter_map(|node| {
         let node: Value = serde_json::from_str(node.get()).ok()?;
-        let ago = units::duration_ms(node["lost_ms"].as_u64()?);
-        Some(format!("node {} was lost {ago} ago", node["id"]))
+        let ago = units::ago_ms(node["lost_ms"].as_u64()?);
+        Some(format!("node {} was lost {ago}", node["id"]))
     });
     let lost: Vec<String> = lost.collect();
     (!lost.is_empty()).then(|| format!(" ({}: what was there is not listed)", lost.join(", ")))

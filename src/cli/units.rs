@@ -32,11 +32,16 @@ pub(super) fn duration_ms(ms: u64) -> String {
     format!("{ms} ms")
 }
 
-/// Writes how long ago a time was: `3 min ago`. Times are in Unix milliseconds. Clocks differ: a time in
-/// the future is now.
+/// Writes how long ago a time was. Times are in Unix milliseconds. Clocks differ: a time in the future is now.
 pub(super) fn ago(then_ms: u64, now_ms: u64) -> String {
-    match now_ms.saturating_sub(then_ms) {
-        0..1000 => "now".to_owned(),
+    ago_ms(now_ms.saturating_sub(then_ms))
+}
+
+/// Writes that something happened so many milliseconds ago: `just now`, `1 s ago`, `3 min ago`.
+pub(super) fn ago_ms(ms: u64) -> String {
+    match ms {
+        0..1000 => "just now".to_owned(),
+        1000..2000 => "1 s ago".to_owned(),
         ms => format!("{} ago", duration_ms(ms)),
     }
 }
@@ -89,8 +94,9 @@ mod tests {
 
     #[test]
     fn a_time_in_the_future_is_now() {
-        assert_eq!(ago(2_000, 1_000), "now");
-        assert_eq!(ago(1_000, 1_500), "now");
+        assert_eq!(ago(2_000, 1_000), "just now");
+        assert_eq!(ago(1_000, 1_500), "just now");
+        assert_eq!(ago(1_000, 2_999), "1 s ago");
         assert_eq!(ago(0, 180_000), "3 min ago");
     }
 

@@ -136,6 +136,27 @@ async function searchWhereANodeIsMissing(page) {
   })()`);
 }
 
+/** A topic that is handed out and not acknowledged is said to be stalled, also in the overview. */
+async function showStalledTopic(page) {
+  const groups = [{ name: null, backlog: 5, in_flight: 5, stalled_ms: 20_000, consumers: 1, redelivered: 0, dead: 0 }];
+  const topic = { t: "handed", store: "memory", messages: 5, bytes: 9, oldest_ms: 0, in_flight: 5, consumers: 1, groups, sinks: [] };
+  const answer = { E: null, r: { topics: [topic], next: null, missing: [] } };
+  await page.evaluate(`(() => {
+    const real = window.realFetch = window.fetch;
+    window.fetch = async (path, options) => (path === "v1/topic/list" ? new Response(${JSON.stringify(JSON.stringify(answer))}) : real(path, options));
+  })()`);
+  await page.press("1");
+  await page.until(`${text("#tiles small.warn")} === "handed: 20 s"`, "the overview names the topic that stalls");
+  await page.press("4");
+  await page.until(`/handed\\s+stalled/.test(${text("#topics-list")})`);
+  await page.evaluate("window.fetch = window.realFetch");
+}
+
+async function writeTimes(page) {
+  const texts = await page.evaluate('import("/console/dom.js").then(({ ago }) => [999, 1999, 61_000, 7_300_000].map(ago).join(", "))');
+  assert(texts === "just now, 1 s ago, 1 min ago, 2 h ago", `times: ${texts}`);
+}
+
 /** A node that stops in the middle of an answer is said not to answer. */
 async function stopInAnAnswer(page) {
   await page.evaluate(`(() => {
@@ -159,6 +180,8 @@ async function useAsAdmin() {
   await readEmptyPages(page);
   await searchWhereANodeIsMissing(page);
   await stopInAnAnswer(page);
+  await showStalledTopic(page);
+  await writeTimes(page);
   await findClient(page);
   await watchClient(page);
   await publish(page);

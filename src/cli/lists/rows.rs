@@ -144,7 +144,7 @@ pub(super) const TOPICS: ListView = ListView {
 fn state(node: &Value) -> String {
     let state = text(node, "state").replace('_', " ");
     match node["lost_ms"].as_u64() {
-        Some(ms) => format!("{state} {} ago", units::duration_ms(ms)),
+        Some(ms) => format!("{state} {}", units::ago_ms(ms)),
         None => state,
     }
 }

@@ -3,7 +3,7 @@
 import { badge, byId, bytes, count, dateAndClock, duration, element, facts, onSubmit, plural } from "./dom.js";
 import { showMissing } from "./missing.js";
 import { readWhole } from "./pages.js";
-import { openPanel } from "./panel.js";
+import { isPanelOpen, openPanel } from "./panel.js";
 import { deniedText, on, state } from "./samples.js";
 import { Table } from "./table.js";
 
@@ -15,6 +15,8 @@ const ROWS_MAX = 5000;
 let table;
 let backends = null;
 let isBusy = false;
+/** Draws the details that were opened last. */
+let drawDetails = null;
 
 export function setUp() {
   table = new Table(byId("backends-list"), {
@@ -45,6 +47,7 @@ async function read() {
     if (!state.isAdmin) return;
     backends = rows;
     draw();
+    drawDetails?.();
     if (!byId("backends").hidden) showMissing("backends", missing);
     table.setFoot(hasMore ? `The first ${plural(rows.length, "back end")}` : plural(rows.length, "back end"));
   } catch (error) {
@@ -91,9 +94,12 @@ function consumed(backend) {
 
 function openBackend(backend) {
   const details = element("div");
-  const draw = () => details.replaceChildren(describe(backends?.find(({ b }) => b === backend.b) ?? backend));
-  openPanel({ key: `back end ${backend.b}`, title: backend.u ?? backend.remote, body: [details], onSample: draw });
-  draw();
+  const key = `back end ${backend.b}`;
+  drawDetails = () => {
+    if (isPanelOpen(key)) details.replaceChildren(describe(backends?.find(({ b }) => b === backend.b) ?? backend));
+  };
+  openPanel({ key, title: backend.u ?? backend.remote, body: [details] });
+  drawDetails();
 }
 
 function describe(backend) {

@@ -64,8 +64,12 @@ export function duration(ms) {
   return `${days} d ${hours % 24} h`;
 }
 
-/** Writes a duration with its largest unit. */
-export const roughly = (ms) => duration(ms).split(" ").slice(0, 2).join(" ");
+/** Writes how long ago something happened, with the largest unit. */
+export function ago(ms) {
+  if (ms < 1000) return "just now";
+  const text = ms < 60_000 ? `${Math.floor(ms / 1000)} s` : duration(ms).split(" ").slice(0, 2).join(" ");
+  return `${text} ago`;
+}
 
 const pad = (value, digits = 2) => String(value).padStart(digits, "0");
 

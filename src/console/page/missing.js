@@ -1,6 +1,6 @@
 // The banner about nodes whose part is missing in what is shown.
 
-import { byId, roughly } from "./dom.js";
+import { ago, byId } from "./dom.js";
 import { on, state } from "./samples.js";
 
 const lists = new Map();
@@ -24,7 +24,7 @@ function draw() {
 /** Says which nodes were lost recently, for a list that is empty: what they held is in no list. */
 export function lostText() {
   const lost = state.nodes.filter((node) => typeof node.lost_ms === "number");
-  return lost.map((node) => ` Node ${node.id} was lost ${roughly(node.lost_ms)} ago: what was there is not listed.`).join("");
+  return lost.map((node) => ` Node ${node.id} was lost ${ago(node.lost_ms)}: what was there is not listed.`).join("");
 }
 
 export function setUp() {

@@ -1,12 +1,12 @@
 // The first view: the figures and charts of the grid, and its nodes.
 
-import { badge, byId, bytes, count, duration, element, facts, isNumber, plural, rate, roughly } from "./dom.js";
+import { ago, badge, byId, bytes, count, duration, element, facts, isNumber, plural, rate } from "./dom.js";
 import { Chart } from "./chart.js";
 import { Table } from "./table.js";
 import { openPanel, refreshPanel } from "./panel.js";
 import { goTo } from "./views.js";
 import { deniedText, on, state } from "./samples.js";
-import { newestTopics } from "./topics.js";
+import { BEHIND_MS, behindMs, newestTopics } from "./topics.js";
 
 const MILLISECONDS = (value) => (isNumber(value) ? duration(value) : "–");
 let charts;
@@ -23,7 +23,7 @@ const STATES = {
 };
 
 function stateBadge(node) {
-  if (isNumber(node.lost_ms)) return badge(`lost ${roughly(node.lost_ms)} ago`, "bad");
+  if (isNumber(node.lost_ms)) return badge(`lost ${ago(node.lost_ms)}`, "bad");
   return badge(...(STATES[node.state] ?? [node.state ?? "up", node.state ? "" : "good"]));
 }
 
@@ -91,9 +91,9 @@ function backlogTile() {
   const topics = newestTopics();
   if (!topics) return null;
   const waiting = topics.reduce((sum, topic) => sum + topic.messages, 0);
-  const oldest = topics.reduce((worst, topic) => ((topic.oldest_ms ?? 0) > (worst?.oldest_ms ?? 0) ? topic : worst), null);
-  if (!oldest) return ["Backlog", count(waiting), [`in ${plural(topics.length, "topic")}`]];
-  return ["Backlog", count(waiting), [`${oldest.t}: ${duration(oldest.oldest_ms)}`, oldest.oldest_ms > 10000 ? "warn" : ""]];
+  const worst = topics.reduce((worst, topic) => (behindMs(topic) > (worst ? behindMs(worst) : 0) ? topic : worst), null);
+  if (!worst) return ["Backlog", count(waiting), [`in ${plural(topics.length, "topic")}`]];
+  return ["Backlog", count(waiting), [`${worst.t}: ${duration(behindMs(worst))}`, behindMs(worst) > BEHIND_MS ? "warn" : ""]];
 }
 
 const memory = (node) => (isNumber(node.memory_max) && node.memory_max > 0

@@ -4,13 +4,13 @@ import { badge, byId, bytes, count, duration, element, facts, isNumber, onSubmit
 import { Chart } from "./chart.js";
 import { showMissing } from "./missing.js";
 import { readWhole } from "./pages.js";
-import { openPanel, refreshPanel } from "./panel.js";
+import { isPanelOpen, openPanel } from "./panel.js";
 import { deniedText, on, state } from "./samples.js";
 import { Table } from "./table.js";
 import { goTo } from "./views.js";
 
 /** The age of the oldest message from which a topic falls behind, and the time from which a group stalls. */
-const BEHIND_MS = 10_000;
+export const BEHIND_MS = 10_000;
 /** The most topics that are read. */
 const TOPICS_MAX = 5000;
 /** Samples kept of each topic: ten minutes. */
@@ -23,6 +23,9 @@ let topics = null;
 let isBusy = false;
 let isUnknown = false;
 const histories = new Map();
+
+/** Draws the details that were opened last. */
+let drawDetails = null;
 
 /** The topics as they were read last; null before. */
 export const newestTopics = () => topics;
@@ -56,6 +59,7 @@ async function read() {
     topics = rows;
     remember(Date.now());
     draw();
+    drawDetails?.();
     if (!byId("topics").hidden) showMissing("topics", missing);
     table.setFoot(hasMore ? `The first ${plural(topics.length, "topic")}, by name` : plural(topics.length, "topic"));
   } catch (error) {
@@ -96,8 +100,7 @@ function draw() {
   }
   const part = byId("topics-query").value;
   const shown = (topics ?? []).filter(({ t }) => t.includes(part));
-  const age = (topic) => Math.max(topic.oldest_ms ?? 0, stalledMs(topic));
-  shown.sort((a, b) => age(b) - age(a) || b.messages - a.messages || (a.t < b.t ? -1 : 1));
+  shown.sort((a, b) => behindMs(b) - behindMs(a) || b.messages - a.messages || (a.t < b.t ? -1 : 1));
   if (topics) table.empty = part ? "No topic matches." : "There are no topics.";
   table.setRows(shown);
 }
@@ -114,6 +117,9 @@ function stateBadge(topic) {
 /** For how long the group that stalls longest has finished none of its messages in flight. */
 const stalledMs = (topic) => Math.max(0, ...(topic.groups ?? []).map((group) => group.stalled_ms ?? 0));
 
+/** For how long the oldest message has waited, or no message in flight was finished: the longer of the two. */
+export const behindMs = (topic) => Math.max(topic.oldest_ms ?? 0, stalledMs(topic));
+
 /** Whether events wait for a group that nobody reads. Events that were taken over HTTP are in flight. */
 function isUnread(group) {
   return group.consumers === 0 && group.backlog > group.in_flight;
@@ -123,19 +129,21 @@ function openTopic(topic) {
   const host = element("div");
   const chart = new Chart(host, { title: "Waiting messages", format: count, height: 80, series: [{ name: "", of: (s) => s.messages }] });
   const details = element("div");
-  const draw = () => {
+  const key = `topic ${topic.t}`;
+  drawDetails = () => {
+    if (!isPanelOpen(key)) return;
     const now = topics?.find(({ t }) => t === topic.t) ?? topic;
     chart.show(histories.get(topic.t) ?? [], 300);
     details.replaceChildren(describe(now));
   };
   openPanel({
-    key: `topic ${topic.t}`, title: topic.t, body: [host, details], onSample: draw,
+    key, title: topic.t, body: [host, details],
     actions: [
       { title: "Watch", run: () => goTo("tap", { kind: "topic", value: topic.t }) },
       { title: "Consume…", run: () => goTo("messages", { topic: topic.t }) },
     ],
   });
-  draw();
+  drawDetails();
 }
 
 function describe(topic) {
