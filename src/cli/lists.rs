@@ -215,7 +215,9 @@ async fn walk(
     }
     if count == 0 && !json {
         let lost = if list.is_paged { lost_nodes(&mut pages.connection).await } else { None };
-        remark(&format!("no {}{}", list.noun, lost.unwrap_or_default()));
+        let lost =
+            lost.map_or(String::new(), |lost| format!(" ({lost}: what was there is not listed)"));
+        remark(&format!("no {}{lost}", list.noun));
     }
     pages.connection.close().await;
     // The rows of `nodes` tell the states of all nodes.
@@ -230,9 +232,9 @@ async fn walk(
     Ok(())
 }
 
-/// Names the nodes that were lost recently: an empty list has nothing of what they held. `None`: there is none, or
-/// the server does not say.
-async fn lost_nodes(connection: &mut ApiConnection) -> Option<String> {
+/// Names the nodes that were lost recently, and says when: nothing that they held is listed or watched. `None`: there
+/// is none, or the server does not say.
+pub(super) async fn lost_nodes(connection: &mut ApiConnection) -> Option<String> {
     let result = connection.call(NODES.method, &Map::new()).await.ok()?;
     let nodes = ListPage::read(NODES.field, &result)?.rows;
     let lost = nodes.iter().filter_map(|node| {
@@ -241,7 +243,7 @@ async fn lost_nodes(connection: &mut ApiConnection) -> Option<String> {
         Some(format!("node {} was lost {ago}", node["id"]))
     });
     let lost: Vec<String> = lost.collect();
-    (!lost.is_empty()).then(|| format!(" ({}: what was there is not listed)", lost.join(", ")))
+    (!lost.is_empty()).then(|| lost.join(", "))
 }
 
 /// Walks the pages of a list.

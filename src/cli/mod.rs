@@ -388,7 +388,7 @@ impl ToolCommand {
             }
             Self::Tap(arguments) => {
                 let server = server(&arguments.server)?;
-                arguments.find_client(&server).await?;
+                arguments.prepare(&server).await?;
                 follow(&server, &mut TapStream::new(&arguments), !arguments.no_reconnect).await
             }
             Self::Token(_) | Self::Hash(_) | Self::Completions(_) | Self::Man(_) => Ok(()),

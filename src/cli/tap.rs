@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::connection::ApiConnection;
 use super::failure::Failure;
 use super::follow::EventStream;
+use super::lists::lost_nodes;
 use super::options::{Server, ServerOptions};
 use super::printer::Printer;
 use super::terminal::{Style, printable, remark};
@@ -55,9 +56,21 @@ pub struct TapArguments {
 }
 
 impl TapArguments {
+    /// Checks that there is something to watch, and warns of nodes that were lost: nothing is watched there.
+    pub(super) async fn prepare(&self, server: &Server) -> Result<(), Failure> {
+        let mut connection = ApiConnection::open(server).await?;
+        self.find_client(&mut connection).await?;
+        let lost = lost_nodes(&mut connection).await;
+        connection.close().await;
+        if let Some(lost) = lost {
+            remark(&format!("warning: {lost}: what was there is not watched"));
+        }
+        Ok(())
+    }
+
     /// Checks that the client to watch is connected. Ids are never used again, so a tap of any other id, such as
     /// that of a user, would show nothing for ever.
-    pub(super) async fn find_client(&self, server: &Server) -> Result<(), Failure> {
+    async fn find_client(&self, connection: &mut ApiConnection) -> Result<(), Failure> {
         #[derive(Deserialize)]
         struct ClientsResult {
             clients: Vec<IgnoredAny>,
@@ -65,14 +78,12 @@ impl TapArguments {
             missing: Vec<u64>,
         }
         let Some(client) = &self.client else { return Ok(()) };
-        let mut connection = ApiConnection::open(server).await?;
         let result = connection.call("client.list", &json!({ "c": client })).await?;
-        connection.close().await;
         match serde_json::from_str(result.get()) {
             Ok(ClientsResult { clients, missing }) if clients.is_empty() && missing.is_empty() => {
                 Err(Failure::Failed(format!(
                     "{}: no client with the id {client} is connected; for a user: --by-user {client}",
-                    server.address
+                    connection.server().address
                 )))
             }
             // It is connected, or may be to a node that does not answer.

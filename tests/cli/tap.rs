@@ -25,6 +25,9 @@ fn taps(result: &'static str) -> (Api, mpsc::Receiver<Value>) {
             let page = json!({ "clients": found, "next": null, "missing": [] });
             return Reply::Result(page.to_string());
         }
+        if method == "node.list" {
+            return Reply::Result(r#"{"nodes":[],"missing":[]}"#.into());
+        }
         assert_eq!(method, "tap.start");
         let _ = sender.send(params.clone());
         let events = EVENTS.map(|event| format!(r#"{{"e":"tap","p":{event}}}"#));
@@ -56,6 +59,24 @@ fn a_node_that_does_not_watch_is_named() {
     let ended = ended(&mut at(api.address, &["tap", "7", "--count", "1"]), b"");
     assert_eq!(ended.code, Some(0));
     assert!(ended.err.contains("warning: these nodes do not watch: 2, 3"), "{}", ended.err);
+}
+
+#[test]
+fn nodes_that_were_lost_are_named() {
+    let api = Api::start(|method, _| match method {
+        "node.list" => {
+            let nodes =
+                r#"{"nodes":[{"id":1,"lost_ms":null},{"id":3,"lost_ms":1500}],"missing":[]}"#;
+            Reply::Result(nodes.into())
+        }
+        _ => Reply::Events(
+            r#"{"s":true,"missing":[]}"#.into(),
+            vec![format!(r#"{{"e":"tap","p":{}}}"#, EVENTS[0])],
+        ),
+    });
+    let ended = ended(&mut at(api.address, &["tap", "--by-user", "ann", "--count", "1"]), b"");
+    let words = "gridcast: warning: node 3 was lost 1 s ago: what was there is not watched\ngridcast: watching; Ctrl-C ends\n";
+    assert_eq!((ended.code, &ended.err[..]), (Some(0), words));
 }
 
 #[test]

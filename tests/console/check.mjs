@@ -152,6 +152,30 @@ async function showStalledTopic(page) {
   await page.evaluate("window.fetch = window.realFetch");
 }
 
+/** A tap says that nothing is watched on a node that was lost. */
+async function watchWhereANodeWasLost(page) {
+  await page.evaluate(`(() => {
+    const real = window.realFetch = window.fetch;
+    const lost = { id: 9, state: "lost", lost_ms: 130_000 };
+    window.fetch = async (path, options) => {
+      const response = await real(path, options);
+      if (path !== "v1/node/list") return response;
+      const { E, r } = await response.json();
+      return new Response(JSON.stringify({ E, r: { ...r, nodes: [...r.nodes, lost] } }));
+    };
+  })()`);
+  await page.press("1");
+  await page.until(`/lost 2 min ago/.test(${text("#nodes-list")})`);
+  await page.press("6");
+  await page.fill("#tap-value", "10001");
+  await page.click("#tap-button");
+  await page.until(`${text("#tap-state")}.endsWith("Watching user 10001. Node 9 was lost 2 min ago: what was there is not watched.")`);
+  await page.click("#tap-button");
+  await page.evaluate("window.fetch = window.realFetch; document.activeElement.blur()");
+  await page.press("1");
+  await page.until(`!/lost/.test(${text("#nodes-list")})`);
+}
+
 async function writeTimes(page) {
   const texts = await page.evaluate('import("/console/dom.js").then(({ ago }) => [999, 1999, 61_000, 7_300_000].map(ago).join(", "))');
   assert(texts === "just now, 1 s ago, 1 min ago, 2 h ago", `times: ${texts}`);
@@ -181,6 +205,7 @@ async function useAsAdmin() {
   await searchWhereANodeIsMissing(page);
   await stopInAnAnswer(page);
   await showStalledTopic(page);
+  await watchWhereANodeWasLost(page);
   await writeTimes(page);
   await findClient(page);
   await watchClient(page);

@@ -21,10 +21,10 @@ function draw() {
   if (banner.textContent !== text) banner.textContent = text;
 }
 
-/** Says which nodes were lost recently, for a list that is empty: what they held is in no list. */
-export function lostText() {
+/** Says which nodes were lost recently, for a list that is empty or a tap: what they held is not `done`, such as listed. */
+export function lostText(done) {
   const lost = state.nodes.filter((node) => typeof node.lost_ms === "number");
-  return lost.map((node) => ` Node ${node.id} was lost ${ago(node.lost_ms)}: what was there is not listed.`).join("");
+  return lost.map((node) => ` Node ${node.id} was lost ${ago(node.lost_ms)}: what was there is not ${done}.`).join("");
 }
 
 export function setUp() {

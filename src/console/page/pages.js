@@ -78,7 +78,7 @@ export class Pages {
 
   #show() {
     const isAtEnd = this.next === null;
-    this.table.empty = this.error ? "Nothing could be read." : isAtEnd ? this.empty + lostText() : "Searching…";
+    this.table.empty = this.error ? "Nothing could be read." : isAtEnd ? this.empty + lostText("listed") : "Searching…";
     this.onMissing?.([...this.missing]);
     if (this.error) {
       const retry = () => { this.error = null; this.more(); };

@@ -3,7 +3,7 @@
 import { Socket, call } from "./api.js";
 import { badge, byId, clockWithMs, count, element, facts, dateAndClock, onSubmit, oneLine, plural } from "./dom.js";
 import { openClient } from "./clients.js";
-import { showMissing } from "./missing.js";
+import { lostText, showMissing } from "./missing.js";
 import { openPanel } from "./panel.js";
 import { deniedText, state } from "./samples.js";
 import { Table } from "./table.js";
@@ -78,7 +78,8 @@ async function start() {
     const { missing = [] } = await own.call("tap.start", { [kind]: value, max_per_s: Number(byId("tap-rate").value) });
     if (socket !== own) return;
     showMissing("tap", missing);
-    setState(`Watching ${kind === "c" ? "client" : kind} ${value}`, "open");
+    const lost = lostText("watched");
+    setState(`Watching ${kind === "c" ? "client" : kind} ${value}${lost && `.${lost}`}`, "open");
   } catch (error) {
     if (socket === own) stop(error.message, true);
   }
