@@ -288,6 +288,24 @@ fn a_missing_role_is_reported_over_websocket_and_the_connection_stays_open() {
 }
 
 #[test]
+fn those_who_may_read_may_ask_for_users_and_channels() {
+    let server = server();
+    let methods = [("channel.members", "c"), ("channel.info", "c"), ("user.info", "u")];
+    for (method, field) in methods {
+        let body = format!(r#"{{"{field}":"1"}}"#);
+        let request = format!(r#"{{"m":"{method}","p":{body},"i":12345}}"#);
+        let path = format!("/v1/{}", method.replace('.', "/"));
+        let mut reader = backend(&server, &bearer("reads"));
+        let answer = reader.call(&request);
+        assert!(answer.starts_with(r#"{"E":null,"r":{"#), "{method}: {answer}");
+        assert_eq!(server.request("POST", &path, &bearer("reads"), &body).status, 200);
+        let mut writer = backend(&server, &bearer("writes"));
+        assert_error(&writer.call(&request), 102, Some("12345"));
+        assert_refused(&server.request("POST", &path, &bearer("writes"), &body), 403, 102);
+    }
+}
+
+#[test]
 fn only_administrators_may_administer() {
     let server = server();
     for token in ["reads", "writes"] {

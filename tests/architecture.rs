@@ -149,6 +149,7 @@ const PARTS: [(&str, &[&str], &[&str]); 12] = [
         &["Clients"],
         &[
             "lists::{Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots}",
+            "lists::UserInfoWalk",
             "memory::SHORT_OF_MEMORY",
             "memory::Shortage",
             "taps::TapSet",

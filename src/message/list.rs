@@ -1,7 +1,7 @@
 //! Questions of a list of administration to shards of any node, and the answers.
 
 use crate::protocol::api::{
-    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PerSecond, TopicRow,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PerSecond, TopicRow, UserRow,
 };
 
 /// A message of a list, with the ticket of the list.
@@ -26,6 +26,11 @@ pub enum ListQuestion {
     Topic(Box<NamesQuestion>),
     /// Some of the back ends on the shard, for `backend.list`.
     Backend(Box<BackendsQuestion>),
+    /// The connections of users on the shard, for `user.info`.
+    UserInfo(Box<UsersQuestion>),
+    /// The subscribers of channels on the shard, for `channel.info`: at most
+    /// [`PAGE_MAX`](crate::protocol::api::PAGE_MAX) channels, in ascending order.
+    ChannelInfo(Vec<Box<str>>),
 }
 
 /// Asks for clients in the order of their slots in the shard's table of connections.
@@ -63,6 +68,16 @@ pub struct BackendsQuestion {
     pub page: NamesQuestion,
 }
 
+/// Asks for all connections of users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsersQuestion {
+    /// The users, in ascending order: at most
+    /// [`USERS_PER_CALL_MAX`](crate::protocol::api::USERS_PER_CALL_MAX).
+    pub users: Vec<Box<str>>,
+    /// The time after which the shard gives up, in milliseconds.
+    pub within_ms: u32,
+}
+
 /// A shard's part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListAnswer {
@@ -70,12 +85,14 @@ pub enum ListAnswer {
     Figures(Box<ShardFigures>),
     /// Answers [`ListQuestion::Client`].
     Client(Box<ClientsPart>),
-    /// Answers [`ListQuestion::Channel`].
+    /// Answers [`ListQuestion::Channel`] and [`ListQuestion::ChannelInfo`].
     Channel(Box<NamesPart<ChannelRow>>),
     /// Answers [`ListQuestion::Topic`].
     Topic(Box<NamesPart<TopicRow>>),
     /// Answers [`ListQuestion::Backend`].
     Backend(Box<NamesPart<BackendRow>>),
+    /// Answers [`ListQuestion::UserInfo`]. If it is cut, the users have more connections than an answer may have.
+    User(Box<NamesPart<UserRow>>),
     /// The shard gathers too many lists at once.
     Busy,
     /// The shard has not finished in time, and has nothing to show for it.

@@ -44,7 +44,7 @@ pub use history::{
 };
 pub use list::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
-    NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
+    NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient, UsersQuestion,
 };
 pub use log::{
     EventsRead, FromLog, GroupIndex, LogChange, LogFacts, LogId, LogNews, StoredEvent, ToLog,

@@ -240,6 +240,13 @@ impl Shard {
             GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Backend(question))) => {
                 self.lists.walk_backends(turn, from, ticket, question);
             }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::UserInfo(question))) => {
+                self.lists.walk_users(turn, from, ticket, question);
+            }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::ChannelInfo(channels))) => {
+                let part = Box::new(self.clients.channel_info(channels));
+                lists::answer(turn, from, ticket, ListAnswer::Channel(part));
+            }
             GridMessage::List(ticket, ListMessage::Answer(answer)) => {
                 self.lists.handle_answer(turn, from, ticket, answer);
             }

@@ -343,6 +343,7 @@ impl Shard {
             Walk::Client(walk) => self.clients.walk_clients(turn, connections, walk, budget),
             Walk::Channel(walk) => self.clients.walk_channels(walk, budget),
             Walk::Backend(walk) => backend::walk_backends(turn, connections, walk, budget),
+            Walk::UserInfo(walk) => self.clients.walk_user_info(connections, walk, budget),
         });
         self.topics.home.handle_timeout(turn);
         self.homes.handle_turn(turn);

@@ -1,5 +1,6 @@
 //! Calls through any node, for clients of any node.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -61,6 +62,12 @@ fn a_user_is_reached_on_every_node_and_out_of_the_counts_when_a_node_dies() {
         let call = json!({ "u": ["ada"], "f": "subscribe", "a": ["room"] });
         assert_eq!(through.backend().done("user.call", &call), json!({ "s": 3, "f": 0 }));
         assert_eq!(through.backend().publish("room", "x"), (3, 0));
+        let told = through.backend().done("user.info", &json!({ "u": "ada" }));
+        let rows = told["users"]["ada"].as_array().expect("a list").iter();
+        let nodes: BTreeSet<_> = rows.map(|row| row["n"].as_u64()).collect();
+        assert_eq!(nodes, [1, 2, 3].map(Some).into());
+        let counted = through.backend().done("channel.info", &json!({ "c": "room" }));
+        assert_eq!(counted, json!({ "channels": { "room": { "clients": 3 } }, "missing": [] }));
         clients.iter_mut().for_each(|(client, _)| assert_eq!(client.text(), "x"));
     }
     let died = Instant::now();
@@ -71,6 +78,10 @@ fn a_user_is_reached_on_every_node_and_out_of_the_counts_when_a_node_dies() {
         assert_eq!(reached, json!({ "s": 2, "f": 0 }));
         let took = asked.elapsed();
         assert!(took < Duration::from_secs(4), "a call took {took:?}");
+        let told = backend.done("user.info", &json!({ "u": "ada" }));
+        assert_eq!(told["users"]["ada"].as_array().map(Vec::len), Some(2));
+        let counted = backend.done("channel.info", &json!({ "c": "room" }));
+        assert_eq!(counted["channels"]["room"]["clients"], 2);
         // The grid has given the dead node up once it is not waited for any more.
         if took < Duration::from_millis(500) && died.elapsed() > Duration::from_secs(1) {
             return;

@@ -1,4 +1,4 @@
-//! `user.send`, `user.call` and `channel.members`.
+//! `user.send`, `user.call`, `user.info`, `channel.members` and `channel.info`.
 
 use std::collections::BTreeSet;
 
@@ -123,4 +123,66 @@ fn the_members_of_a_channel_are_listed_with_their_users_once_in_pages() {
         assert_eq!((users.len(), ids.len()), (7, 7), "in pages of {max}");
         assert_eq!(users.iter().filter(|user| **user == "ada").count(), 6);
     }
+}
+
+#[test]
+fn users_are_told_with_all_their_connections_and_those_who_are_offline_with_none() {
+    let mut grid = Grid::new(&[2, 1]);
+    let asker = grid.back_end(0);
+    users(&mut grid, &asker, 2, &json!("ada"));
+    users(&mut grid, &asker, 1, &json!(7));
+    users(&mut grid, &asker, 1, &Value::Null);
+    let listed = grid.ask(&asker, "client.list", json!({ "max": 1000 }));
+    let of_user = |user: &str| -> BTreeSet<String> {
+        let rows = listed["clients"].as_array().expect("a list").iter();
+        let rows = rows.filter(|row| row["u"] == user).map(|row| {
+            json!({ "c": row["c"], "n": row["n"], "since": row["since"], "remote": row["remote"] })
+        });
+        rows.map(|row| row.to_string()).collect()
+    };
+    let told = |answer: &Value, user: &str| -> BTreeSet<String> {
+        let rows = answer["users"][user].as_array().expect("a list").iter();
+        rows.map(Value::to_string).collect()
+    };
+    let answer = grid.ask(&asker, "user.info", json!({ "u": ["nobody", 7, "ada", "7", "null"] }));
+    assert_eq!(answer["users"].as_object().map(|users| users.len()), Some(4));
+    for (user, connections) in [("ada", 6), ("7", 3), ("nobody", 0), ("null", 0)] {
+        assert_eq!(told(&answer, user), of_user(user), "{user}");
+        assert_eq!(told(&answer, user).len(), connections, "{user}");
+    }
+    assert_eq!(answer["missing"], json!([]));
+    grid.frozen.insert(1);
+    let answer = grid.ask(&asker, "user.info", json!({ "u": "ada" }));
+    assert_eq!((told(&answer, "ada").len(), &answer["missing"]), (4, &json!([2])));
+}
+
+#[test]
+fn users_with_many_connections_are_walked_in_slices() {
+    let mut grid = Grid::new(&[1]);
+    let asker = grid.back_end(0);
+    users(&mut grid, &asker, 1000, &json!("guest"));
+    users(&mut grid, &asker, 10, &json!("other"));
+    let answer = grid.ask(&asker, "user.info", json!({ "u": ["other", "guest"] }));
+    let count = |user: &str| answer["users"][user].as_array().map(Vec::len);
+    assert_eq!((count("guest"), count("other")), (Some(1000), Some(10)));
+}
+
+#[test]
+fn channels_are_told_with_the_number_of_their_subscribers_on_all_nodes() {
+    let mut grid = Grid::new(&[2, 1]);
+    let asker = grid.back_end(0);
+    for place in grid.places() {
+        grid.client(place, "/ws?channels=room,hall");
+    }
+    grid.client((1, 0), "/ws?channels=room");
+    let answer =
+        grid.ask(&asker, "channel.info", json!({ "c": ["room", "empty", "hall", "room"] }));
+    let expected =
+        json!({ "empty": { "clients": 0 }, "hall": { "clients": 3 }, "room": { "clients": 4 } });
+    assert_eq!(answer, json!({ "channels": expected, "missing": [] }));
+    let answer = grid.ask(&asker, "channel.info", json!({ "c": "room" }));
+    assert_eq!(answer["channels"], json!({ "room": { "clients": 4 } }));
+    grid.frozen.insert(1);
+    let answer = grid.ask(&asker, "channel.info", json!({ "c": "room" }));
+    assert_eq!(answer, json!({ "channels": { "room": { "clients": 2 } }, "missing": [2] }));
 }

@@ -68,6 +68,12 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
     assert_eq!(sent["r"], json!({ "s": 1, "f": 0 }));
     let members = back_end.call("channel.members", json!({ "c": "news" }));
     assert_eq!(members["r"]["members"], json!([{ "c": client, "u": "1" }]));
+    let counted = back_end.call("channel.info", json!({ "c": ["news", "x"] }));
+    let expected = json!({ "news": { "clients": 1 }, "x": { "clients": 0 } });
+    assert_eq!(counted["r"]["channels"], expected);
+    let told = back_end.call("user.info", json!({ "u": [1, "x"] }));
+    assert_eq!(told["r"]["users"]["1"][0]["c"], json!(client));
+    assert_eq!(told["r"]["users"]["x"], json!([]));
     let called = back_end.call("user.call", json!({ "u": "1", "f": "subscribe", "a": ["sport"] }));
     assert_eq!(called["r"], json!({ "s": 1, "f": 0 }));
     back_end.call("user.call", json!({ "u": 1, "f": "unsubscribe", "a": ["sport"] }));
@@ -182,6 +188,9 @@ fn answers_over_http_are_of_the_described_form() {
         ("/v1/conn/call", json!({ "c": client, "f": "close" })),
         ("/v1/conn/call", json!({})),
         ("/v1/channel/members", json!({ "c": "x", "max": 1 })),
+        ("/v1/channel/info", json!({ "c": "x" })),
+        ("/v1/channel/info", json!({ "c": [] })),
+        ("/v1/user/info", json!({ "u": ["1", "x"] })),
         ("/v1/user/send", json!({ "u": "1", "d": "x" })),
         ("/v1/user/send", json!({ "u": [], "d": "x" })),
         ("/v1/user/call", json!({ "u": [1, 2], "f": "info" })),

@@ -154,13 +154,15 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 14] = [
+const PARAMS: [(&str, &str); 16] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
     ("user.send", "UserSend"),
     ("user.call", "UserCall"),
+    ("user.info", "UserInfo"),
     ("channel.members", "MembersFilter"),
+    ("channel.info", "ChannelInfo"),
     ("queue.pop", "Pop/oneOf/0"),
     ("queue.ack", "Ack"),
     ("queue.nack", "Nack"),
@@ -224,7 +226,9 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "conn.call": { "c": "1", "f": "info" },
         "user.send": { "u": "1", "d": "x" },
         "user.call": { "u": "1", "f": "info" },
+        "user.info": { "u": "x" },
         "channel.members": { "c": "x" },
+        "channel.info": { "c": "x" },
         "queue.pop": { "t": ["x"], "a": true },
         "queue.ack": { "g": 1 },
         "queue.nack": { "g": 1 },

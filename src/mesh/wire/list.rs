@@ -7,11 +7,12 @@ use super::fields::{
 use crate::address::networks::Network;
 use crate::message::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
-    NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
+    NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient, UsersQuestion,
 };
 use crate::protocol::api::{
     BackendRow, ChannelRow, ClientFilter, ClientRow, GroupRow, NodeStanding, PAGE_MAX, PerSecond,
-    SinkRow, TOPICS_SHOWN_MAX, TopicRow,
+    SinkRow, TOPICS_SHOWN_MAX, TopicRow, USER_CONNECTIONS_MAX, USERS_PER_CALL_MAX, UserConnection,
+    UserRow,
 };
 
 // Kinds of messages.
@@ -24,6 +25,8 @@ const CLIENTS: u8 = 2;
 const CHANNELS: u8 = 3;
 const TOPICS: u8 = 4;
 const BACKENDS: u8 = 7;
+const USER_INFO: u8 = 8;
+const CHANNEL_INFO: u8 = 9;
 
 // The most groups of a topic that an answer may have. A configuration has fewer.
 const GROUPS_MAX: usize = 64;
@@ -81,6 +84,15 @@ fn put_question(out: &mut Vec<u8>, question: &ListQuestion) {
             put_optional(out, question.topic.as_deref(), put_short_text);
             put_names_question(out, &question.page);
         }
+        ListQuestion::UserInfo(question) => {
+            out.push(USER_INFO);
+            put_list(out, &question.users, |out, user| put_short_text(out, user));
+            put_u32(out, question.within_ms);
+        }
+        ListQuestion::ChannelInfo(channels) => {
+            out.push(CHANNEL_INFO);
+            put_list(out, channels, |out, channel| put_short_text(out, channel));
+        }
     }
 }
 
@@ -94,6 +106,11 @@ fn read_question(fields: &mut Fields<'_>) -> Result<ListQuestion, WireError> {
             topic: read_optional(fields, read_name)?,
             page: read_names_question(fields)?,
         })),
+        USER_INFO => ListQuestion::UserInfo(Box::new(UsersQuestion {
+            users: fields.list(USERS_PER_CALL_MAX, read_name)?,
+            within_ms: fields.u32()?,
+        })),
+        CHANNEL_INFO => ListQuestion::ChannelInfo(fields.list(PAGE_MAX, read_name)?),
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -124,6 +141,11 @@ fn put_answer(out: &mut Vec<u8>, answer: &ListAnswer) {
             put_list(out, &part.rows, put_backend);
             out.push(part.is_cut.into());
         }
+        ListAnswer::User(part) => {
+            out.push(USER_INFO);
+            put_list(out, &part.rows, put_user);
+            out.push(part.is_cut.into());
+        }
         ListAnswer::Busy => out.push(BUSY),
         ListAnswer::Unfinished => out.push(UNFINISHED),
     }
@@ -146,6 +168,10 @@ fn read_answer(fields: &mut Fields<'_>) -> Result<ListAnswer, WireError> {
         })),
         BACKENDS => ListAnswer::Backend(Box::new(NamesPart {
             rows: fields.list(PAGE_MAX, read_backend)?,
+            is_cut: fields.flag()?,
+        })),
+        USER_INFO => ListAnswer::User(Box::new(NamesPart {
+            rows: fields.list(USERS_PER_CALL_MAX, read_user)?,
             is_cut: fields.flag()?,
         })),
         BUSY => ListAnswer::Busy,
@@ -264,6 +290,27 @@ fn put_channel(out: &mut Vec<u8>, row: &ChannelRow) {
 
 fn read_channel(fields: &mut Fields<'_>) -> Result<ChannelRow, WireError> {
     Ok(ChannelRow { name: read_name(fields)?, clients: fields.u64()? })
+}
+
+fn put_user(out: &mut Vec<u8>, row: &UserRow) {
+    put_short_text(out, &row.user);
+    put_list(out, &row.connections, |out, connection| {
+        put_u64(out, connection.client.value());
+        put_u64(out, connection.since_ms);
+        put_remote(out, connection.remote);
+    });
+}
+
+fn read_user(fields: &mut Fields<'_>) -> Result<UserRow, WireError> {
+    let connection = |fields: &mut Fields<'_>| {
+        Ok(UserConnection {
+            client: fields.client()?,
+            since_ms: fields.u64()?,
+            remote: fields.remote()?,
+        })
+    };
+    let user = read_name(fields)?;
+    Ok(UserRow { user, connections: fields.list(USER_CONNECTIONS_MAX, connection)? })
 }
 
 fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {

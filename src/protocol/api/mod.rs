@@ -33,9 +33,9 @@ pub use device::{
 };
 pub use list::{
     BackendRow, BackendsCall, ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall,
-    FAILURE_BYTES_MAX, GroupRow, ListCall, ListMethod, Listing, NamedRow, NamesCall, NodeEntry,
-    NodeFigures, NodeList, NodeStanding, PAGE_MAX, Page, PerSecond, SinkRow, TOPICS_SHOWN_MAX,
-    TopicRow, USER_BYTES_MAX,
+    FAILURE_BYTES_MAX, GroupRow, ListCall, ListMethod, Listing, NamedRow, NamedRows, NamesCall,
+    NodeEntry, NodeFigures, NodeList, NodeStanding, PAGE_MAX, Page, PerSecond, SinkRow,
+    TOPICS_SHOWN_MAX, TopicRow, USER_BYTES_MAX, USER_CONNECTIONS_MAX, UserConnection, UserRow,
 };
 pub use read::{ApiMethod, NotUtf8, Parser};
 pub use taken::{TakenEvent, TakenTag};

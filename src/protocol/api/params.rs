@@ -282,7 +282,7 @@ pub(super) fn read_user(field: &'static str, value: Value<'_, '_>) -> Result<Box
 }
 
 /// Reads the users that a call is for: one, or an array. A user that is named twice counts once.
-fn read_users(params: Option<Value<'_, '_>>) -> Result<Vec<Box<str>>, Fault> {
+pub(super) fn read_users(params: Option<Value<'_, '_>>) -> Result<Vec<Box<str>>, Fault> {
     let given = required(params, "u")?;
     let Some(items) = given.items() else { return Ok(vec![read_user("u", given)?]) };
     if given.len() > USERS_PER_CALL_MAX {

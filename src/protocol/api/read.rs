@@ -189,7 +189,7 @@ impl ApiMethod {
     pub fn is_for_admins(self) -> bool {
         match self {
             Self::Reload => true,
-            Self::List(list) => list != ListMethod::Members,
+            Self::List(list) => list.is_for_admins(),
             _ => false,
         }
     }
@@ -224,6 +224,8 @@ impl ApiMethod {
             b"topic.list" => Self::List(ListMethod::Topic),
             b"backend.list" => Self::List(ListMethod::Backend),
             b"channel.members" => Self::List(ListMethod::Members),
+            b"user.info" => Self::List(ListMethod::UserInfo),
+            b"channel.info" => Self::List(ListMethod::ChannelInfo),
             b"tap.start" => Self::Tap,
             b"tap.stop" => Self::Untap,
             _ => return None,
@@ -281,8 +283,8 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, user.send, user.call, \
              queue.pop, queue.unpop, queue.ack, queue.nack, queue.push, admin.reload, node.list, \
-             client.list, channel.list, topic.list, backend.list, channel.members, tap.start, \
-             tap.stop",
+             client.list, channel.list, topic.list, backend.list, channel.members, user.info, \
+             channel.info, tap.start, tap.stop",
             quoted(name)
         ))
     })

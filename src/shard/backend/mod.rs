@@ -29,7 +29,7 @@ use super::trail::{self, By, Entry};
 use super::turn::Turn;
 use crate::message::ConnectionKey;
 use crate::metrics::Durations;
-use crate::protocol::api::{self, ApiRequest, Call, Code, Fault, ListCall, NotUtf8};
+use crate::protocol::api::{self, ApiRequest, Call, Code, Fault, NotUtf8};
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::credentials::Roles;
 use crate::protocol::frame::{Kind, Opcode, Violation, put_frame};
@@ -225,7 +225,7 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
         | Call::UserCall(..)
         | Call::Push(_) => (roles.write, Code::NotAuthorised),
         Call::Pop(..) | Call::Take(_) => (roles.read, Code::ConsumptionFailed),
-        Call::List(ListCall::Members(_)) => (roles.read, Code::NotAuthorised),
+        Call::List(list) if !list.method().is_for_admins() => (roles.read, Code::NotAuthorised),
         Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {
             (roles.admin, Code::NotAuthorised)
         }

@@ -46,6 +46,8 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/topic/list" => Some(ApiMethod::List(ListMethod::Topic)),
         "/v1/backend/list" => Some(ApiMethod::List(ListMethod::Backend)),
         "/v1/channel/members" => Some(ApiMethod::List(ListMethod::Members)),
+        "/v1/user/info" => Some(ApiMethod::List(ListMethod::UserInfo)),
+        "/v1/channel/info" => Some(ApiMethod::List(ListMethod::ChannelInfo)),
         _ => None,
     }
 }
@@ -53,10 +55,8 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
 /// Whether a user with these roles may call a method over HTTP.
 pub(crate) fn allows_method(roles: Roles, method: ApiMethod) -> bool {
     match method {
-        ApiMethod::Take
-        | ApiMethod::Ack
-        | ApiMethod::Nack
-        | ApiMethod::List(ListMethod::Members) => roles.read,
+        ApiMethod::Take | ApiMethod::Ack | ApiMethod::Nack => roles.read,
+        ApiMethod::List(list) if !list.is_for_admins() => roles.read,
         method if method.is_for_admins() => roles.admin,
         _ => roles.write,
     }

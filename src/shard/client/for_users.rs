@@ -191,7 +191,7 @@ impl Clients {
 }
 
 /// Whether a connection is that of a client of this user, and takes messages.
-fn is_open_client_of(connections: &Connections, index: u32, user: &str) -> bool {
+pub(super) fn is_open_client_of(connections: &Connections, index: u32, user: &str) -> bool {
     let Some((_, connection)) = connections.peek_at(index) else { return false };
     let Stage::Client(client) = &connection.stage else { return false };
     connection.phase == Phase::Open && client.context.user().as_deref() == Some(user)

@@ -1,11 +1,14 @@
-//! Walks through the clients and channels of the shard, for lists of administration.
+//! Walks through the clients and channels of the shard, for lists of administration. What is known of named users and
+//! channels.
 
 use super::Clients;
 use super::channels::ChannelIndex;
+use super::for_users::is_open_client_of;
 use crate::address::remote::Remote;
-use crate::message::{ConnectionKey, SlottedClient};
-use crate::protocol::api::{ClientFilter, ClientRow, USER_BYTES_MAX};
+use crate::message::{ConnectionKey, NamesPart, SlottedClient};
+use crate::protocol::api::{ChannelRow, ClientFilter, ClientRow, USER_BYTES_MAX, UserConnection};
 use crate::shard::connection::{Connection, Connections, Phase, Stage};
+use crate::shard::lists::UserInfoWalk;
 use crate::shard::lists::{Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots};
 use crate::shard::settings::Settings;
 use crate::shard::turn::Turn;
@@ -119,6 +122,48 @@ impl Clients {
             walk.next += 1;
         }
         Reached::Pause
+    }
+
+    /// Continues a walk through the connections of users within the budget.
+    pub(in crate::shard) fn walk_user_info(
+        &self,
+        connections: &Connections,
+        walk: &mut UserInfoWalk,
+        budget: &mut Budget,
+    ) -> Reached {
+        while !budget.is_spent() {
+            let Some(user) = walk.user() else { return Reached::End };
+            budget.spend(Budget::CLIENT);
+            let found = self.users.connections(self.users.hash(user), walk.from).next();
+            let Some(slot) = found else {
+                walk.pass_user();
+                continue;
+            };
+            if is_open_client_of(connections, slot, user)
+                && let Some((_, connection)) = connections.peek_at(slot)
+                && let Stage::Client(client) = &connection.stage
+            {
+                budget.spend(Budget::ROW);
+                let (since_ms, remote) = (connection.since_ms, connection.remote);
+                if !walk.add(UserConnection { client: client.id, since_ms, remote }) {
+                    return Reached::End;
+                }
+            }
+            match slot.checked_add(1) {
+                Some(next) => walk.from = next,
+                None => walk.pass_user(),
+            }
+        }
+        Reached::Pause
+    }
+
+    /// Counts the subscribers of channels on this shard. Those without any are left out.
+    pub(in crate::shard) fn channel_info(&self, names: Vec<Box<str>>) -> NamesPart<ChannelRow> {
+        let row = |name: Box<str>| {
+            let (_, members) = self.channels.name_and_members(self.channels.find(&name)?)?;
+            Some(ChannelRow { name, clients: members as u64 })
+        };
+        NamesPart { rows: names.into_iter().filter_map(row).collect(), is_cut: false }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Lists of administration: gathers the parts of a list from shards of all nodes, and finds the shard's own.
 //!
 //! - `mod.rs`: the lists in progress. `nodes.rs`, `clients.rs`, `names.rs`: `node.list`, `client.list` and `channel.members`, and
-//!   `channel.list`, `topic.list` and `backend.list`.
+//!   `channel.list`, `topic.list` and `backend.list`. `info.rs`: `user.info` and `channel.info`.
 //! - `walks.rs`: walks through the shard's own clients, channels and back ends. `throughput.rs`: messages per second.
 
 mod clients;
+mod info;
 mod names;
 mod nodes;
 mod throughput;
@@ -13,15 +14,16 @@ mod walks;
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{
     BackendsQuestion, ClientsQuestion, GridMessage, KnownNodes, ListAnswer, ListMessage,
-    ListQuestion, NamesQuestion, Ticket, ToMesh,
+    ListQuestion, NamesPart, NamesQuestion, Ticket, ToMesh, UsersQuestion,
 };
 use crate::metrics::Counters;
 use crate::protocol::api::{
     BackendRow, BackendsCall, ChannelRow, Code, Fault, LinkState, ListCall, Listing, MeshRow,
-    NamesCall, TopicRow,
+    NamesCall, TopicRow, USER_CONNECTIONS_MAX, UserRow,
 };
 use crate::shard::turn::{Step, Turn};
 use clients::ClientsInProgress;
+use info::InfoInProgress;
 use names::NamesInProgress;
 use nodes::NodesInProgress;
 use throughput::Throughput;
@@ -29,7 +31,8 @@ use walks::Walks;
 
 pub(super) use throughput::Rates;
 pub(super) use walks::{
-    BackendWalk, Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots, Walk, answer,
+    BackendWalk, Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots, UserInfoWalk,
+    Walk, answer,
 };
 
 /// The number of lists that one shard gathers at a time. Beyond it a call fails with 103.
@@ -68,6 +71,8 @@ enum ListInProgress {
     Channel(NamesCall, NamesInProgress<ChannelRow>),
     Topic(NamesCall, NamesInProgress<TopicRow>),
     Backend(Box<BackendsCall>, NamesInProgress<BackendRow>),
+    UserInfo(InfoInProgress<UserRow>),
+    ChannelInfo(InfoInProgress<ChannelRow>),
 }
 
 impl Lists {
@@ -118,6 +123,10 @@ impl Lists {
             ListCall::Backend(call) => {
                 let names = NamesInProgress::new(call.page.max);
                 ListInProgress::Backend(call, names)
+            }
+            ListCall::UserInfo(users) => ListInProgress::UserInfo(InfoInProgress::new(users)),
+            ListCall::ChannelInfo(channels) => {
+                ListInProgress::ChannelInfo(InfoInProgress::new(channels))
             }
         };
         self.gathered.push(Gathered {
@@ -185,6 +194,17 @@ impl Lists {
         self.walks.begin_channels(turn, asker, ticket, question);
     }
 
+    /// Begins to look for the connections of users on this shard. The answer follows in a later turn.
+    pub(super) fn walk_users(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<UsersQuestion>,
+    ) {
+        self.walks.begin_users(turn, asker, ticket, question);
+    }
+
     /// Begins to look for back ends of this shard. The answer follows in a later turn.
     pub(super) fn walk_backends(
         &mut self,
@@ -223,6 +243,14 @@ impl Lists {
             }
             (ListAnswer::Channel(part), ListInProgress::Channel(_, list)) => {
                 list.handle_part(from, *part)
+            }
+            (ListAnswer::Channel(part), ListInProgress::ChannelInfo(list)) => {
+                list.handle_part(from, *part)
+            }
+            (ListAnswer::User(part), ListInProgress::UserInfo(list)) => {
+                if let Err(why) = take_users(list, from, *part) {
+                    return self.fail(turn, at, why);
+                }
             }
             (ListAnswer::Topic(part), ListInProgress::Topic(_, list)) => {
                 list.handle_part(from, *part)
@@ -324,6 +352,10 @@ impl ListInProgress {
             Self::Topic(call, list) => {
                 list.ask(turn, ticket, nodes, &ListQuestion::Topic(question(call)));
             }
+            Self::UserInfo(list) => list.ask(turn, ticket, nodes, |users| {
+                ListQuestion::UserInfo(Box::new(UsersQuestion { users, within_ms }))
+            }),
+            Self::ChannelInfo(list) => list.ask(turn, ticket, nodes, ListQuestion::ChannelInfo),
         }
     }
 
@@ -334,6 +366,8 @@ impl ListInProgress {
             Self::Channel(_, list) => list.give_up(node),
             Self::Topic(_, list) => list.give_up(node),
             Self::Backend(_, list) => list.give_up(node),
+            Self::UserInfo(list) => list.parts.give_up(node),
+            Self::ChannelInfo(list) => list.parts.give_up(node),
         }
     }
 
@@ -344,6 +378,8 @@ impl ListInProgress {
             Self::Channel(_, list) => list.give_up_all(),
             Self::Topic(_, list) => list.give_up_all(),
             Self::Backend(_, list) => list.give_up_all(),
+            Self::UserInfo(list) => list.parts.give_up_all(),
+            Self::ChannelInfo(list) => list.parts.give_up_all(),
         }
     }
 
@@ -354,6 +390,8 @@ impl ListInProgress {
             Self::Channel(_, list) => list.is_complete(),
             Self::Topic(_, list) => list.is_complete(),
             Self::Backend(_, list) => list.is_complete(),
+            Self::UserInfo(list) => list.parts.is_complete(),
+            Self::ChannelInfo(list) => list.parts.is_complete(),
         }
     }
 
@@ -365,7 +403,38 @@ impl ListInProgress {
             Self::Channel(_, list) => Listing::Channel(list.finish()),
             Self::Topic(_, list) => Listing::Topic(list.finish()),
             Self::Backend(_, list) => Listing::Backend(list.finish()),
+            Self::UserInfo(list) => {
+                let mut users = list.finish(UserRow::offline);
+                for user in &mut users.rows {
+                    user.connections.sort_unstable_by_key(|connection| connection.client);
+                }
+                Listing::UserInfo(users)
+            }
+            Self::ChannelInfo(list) => Listing::ChannelInfo(list.finish(ChannelRow::empty)),
         }
+    }
+}
+
+/// Adds the part of a shard to a `user.info`.
+///
+/// # Errors
+/// The users have more connections than an answer may have.
+fn take_users(
+    list: &mut InfoInProgress<UserRow>,
+    from: ShardAddress,
+    part: NamesPart<UserRow>,
+) -> Result<(), Fault> {
+    let is_cut = part.is_cut;
+    list.handle_part(from, part);
+    let connections: usize = list.parts.rows().map(|row| row.connections.len()).sum();
+    match is_cut || connections > USER_CONNECTIONS_MAX {
+        true => Err(Fault::new(
+            Code::TooLarge,
+            format!(
+                "u: the users have more than {USER_CONNECTIONS_MAX} connections; name fewer users"
+            ),
+        )),
+        false => Ok(()),
     }
 }
 
@@ -383,4 +452,42 @@ fn reachability(nodes: &KnownNodes) -> Vec<(NodeId, bool)> {
 fn ask(turn: &mut Turn, ticket: Ticket, node: NodeId, shard: usize, question: ListQuestion) {
     let to = ShardAddress { node, shard: ShardId(shard as u8) };
     turn.send_grid(to, GridMessage::List(ticket, ListMessage::Ask(question)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ClientId;
+    use crate::protocol::api::UserConnection;
+
+    #[test]
+    fn users_with_too_many_connections_on_all_shards_together_are_refused() {
+        let node = NodeId::new(1).expect("a small number");
+        let part = |connections: usize, is_cut| {
+            let connection = |number: usize| UserConnection {
+                client: ClientId::from_value(number as u64),
+                since_ms: 1,
+                remote: ([127, 0, 0, 1], 1).into(),
+            };
+            let connections = (0..connections).map(connection).collect();
+            NamesPart { rows: vec![UserRow { user: "ada".into(), connections }], is_cut }
+        };
+        let list = || {
+            let mut list = InfoInProgress::new(vec!["ada".into()]);
+            list.parts.await_node(node, 2);
+            list
+        };
+        let from = ShardAddress { node, shard: ShardId(0) };
+        let mut whole = list();
+        assert_eq!(take_users(&mut whole, from, part(USER_CONNECTIONS_MAX - 1, false)), Ok(()));
+        assert_eq!(take_users(&mut whole, from, part(1, false)), Ok(()));
+        let mut large = list();
+        assert_eq!(take_users(&mut large, from, part(USER_CONNECTIONS_MAX, false)), Ok(()));
+        for refused in [
+            take_users(&mut large, from, part(1, false)),
+            take_users(&mut list(), from, part(1, true)),
+        ] {
+            assert_eq!(refused.map_err(|fault| fault.code), Err(Code::TooLarge));
+        }
+    }
 }

@@ -46,9 +46,14 @@ impl<R: NamedRow> NamesInProgress<R> {
                 self.missing.insert(node);
                 continue;
             };
-            self.awaited.insert(node, shards);
+            self.await_node(node, shards);
             (0..shards).for_each(|shard| ask(turn, ticket, node, shard, question.clone()));
         }
+    }
+
+    /// Waits for this number of shards of a node.
+    pub(super) fn await_node(&mut self, node: NodeId, shards: usize) {
+        self.awaited.insert(node, shards);
     }
 
     /// Adds the part of a shard.
@@ -83,6 +88,11 @@ impl<R: NamedRow> NamesInProgress<R> {
         }
         self.rows.retain(|known, _| *known <= name);
         self.last = Some(name);
+    }
+
+    /// Iterates over the rows that have come.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &R> {
+        self.rows.values()
     }
 
     /// Stops waiting for a node.

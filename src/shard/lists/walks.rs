@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::address::ShardAddress;
 use crate::message::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ConnectionKey, GridMessage, ListAnswer,
-    ListMessage, NamesPart, NamesQuestion, SlottedClient, Ticket,
+    ListMessage, NamesPart, NamesQuestion, SlottedClient, Ticket, UsersQuestion,
 };
-use crate::protocol::api::{BackendRow, ChannelRow};
+use crate::protocol::api::{BackendRow, ChannelRow, USER_CONNECTIONS_MAX, UserConnection, UserRow};
 use crate::shard::turn::Turn;
 
 /// The number of walks in progress on one shard. A further question is answered with [`ListAnswer::Busy`].
@@ -54,6 +54,8 @@ pub(in crate::shard) enum Walk {
     Channel(ChannelWalk),
     /// A walk through back ends.
     Backend(BackendWalk),
+    /// A walk through the connections of users.
+    UserInfo(UserInfoWalk),
 }
 
 /// Whether a walk has reached its end.
@@ -180,6 +182,62 @@ impl BackendWalk {
     }
 }
 
+/// A walk through the connections of users on a shard, in the order of the users and of their slots.
+#[derive(Debug)]
+pub(in crate::shard) struct UserInfoWalk {
+    question: Box<UsersQuestion>,
+    // The index of the current user.
+    at: usize,
+    /// The first slot of the current user's connections that was not looked at.
+    pub from: u32,
+    // The users found, with at most `USER_CONNECTIONS_MAX` connections.
+    rows: Vec<UserRow>,
+    connections: usize,
+    is_cut: bool,
+}
+
+impl UserInfoWalk {
+    fn new(question: Box<UsersQuestion>) -> Self {
+        Self { question, at: 0, from: 0, rows: Vec::new(), connections: 0, is_cut: false }
+    }
+
+    /// Returns the current user. `None`: all were looked up.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.question.users.get(self.at).map(|user| &**user)
+    }
+
+    /// Goes on to the next user.
+    pub(crate) fn pass_user(&mut self) {
+        (self.at, self.from) = (self.at + 1, 0);
+    }
+
+    /// Adds a connection of the current user. Returns false if there are more than an answer may have.
+    pub(crate) fn add(&mut self, connection: UserConnection) -> bool {
+        let Some(user) = self.question.users.get(self.at) else { return true };
+        self.is_cut = self.connections >= USER_CONNECTIONS_MAX;
+        if self.is_cut {
+            return false;
+        }
+        self.connections += 1;
+        match self.rows.last_mut().filter(|row| row.user == *user) {
+            Some(row) => row.connections.push(connection),
+            None => {
+                let (user, connections) = (user.clone(), vec![connection]);
+                self.rows.push(UserRow { user, connections });
+            }
+        }
+        true
+    }
+
+    fn finish(self, reached: Reached) -> ListAnswer {
+        let Self { rows, is_cut, .. } = self;
+        match reached {
+            Reached::Pause => ListAnswer::Unfinished,
+            Reached::End => ListAnswer::User(Box::new(NamesPart { rows, is_cut })),
+        }
+    }
+}
+
 impl NamesQuestion {
     /// Whether a name is asked for.
     pub(in crate::shard) fn matches(&self, name: &str) -> bool {
@@ -230,6 +288,18 @@ impl Walks {
     ) {
         let within_ms = question.within_ms;
         self.begin(turn, asker, ticket, within_ms, Walk::Channel(ChannelWalk::new(question)));
+    }
+
+    /// Begins a walk through the connections of users.
+    pub(super) fn begin_users(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<UsersQuestion>,
+    ) {
+        let within_ms = question.within_ms;
+        self.begin(turn, asker, ticket, within_ms, Walk::UserInfo(UserInfoWalk::new(question)));
     }
 
     /// Begins a walk through back ends.
@@ -299,6 +369,7 @@ impl Walk {
                 ListAnswer::Channel(Box::new(walk.finish()))
             }
             Self::Backend(walk) => walk.finish(reached),
+            Self::UserInfo(walk) => walk.finish(reached),
             // A name that was not looked at may come before all that were.
             Self::Channel(_) => ListAnswer::Unfinished,
         }
@@ -318,6 +389,25 @@ pub(in crate::shard) fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::ClientId;
+
+    #[test]
+    fn a_walk_keeps_no_more_connections_than_an_answer_may_have() {
+        let users = ["ada", "bob"].map(Box::from).into();
+        let mut walk = UserInfoWalk::new(Box::new(UsersQuestion { users, within_ms: 100 }));
+        let connection = |number: usize| UserConnection {
+            client: ClientId::from_value(number as u64),
+            since_ms: 1,
+            remote: ([127, 0, 0, 1], 1).into(),
+        };
+        assert!(walk.add(connection(0)));
+        walk.pass_user();
+        assert!((1..USER_CONNECTIONS_MAX).all(|number| walk.add(connection(number))));
+        assert!(!walk.add(connection(USER_CONNECTIONS_MAX)));
+        let ListAnswer::User(part) = walk.finish(Reached::End) else { panic!("not of users") };
+        let lengths: Vec<_> = part.rows.iter().map(|row| row.connections.len()).collect();
+        assert_eq!((lengths, part.is_cut), (vec![1, USER_CONNECTIONS_MAX - 1], true));
+    }
 
     #[test]
     fn the_first_names_are_kept_once_in_whatever_order_they_are_met() {

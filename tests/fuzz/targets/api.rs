@@ -7,7 +7,7 @@ use gridcast::protocol::api::{
 use gridcast::protocol::frame::Kind;
 use serde::de::IgnoredAny;
 
-const METHODS: [ApiMethod; 8] = [
+const METHODS: [ApiMethod; 10] = [
     ApiMethod::Send,
     ApiMethod::Publish,
     ApiMethod::Call,
@@ -16,6 +16,8 @@ const METHODS: [ApiMethod; 8] = [
     ApiMethod::Ack,
     ApiMethod::List(ListMethod::Client),
     ApiMethod::List(ListMethod::Channel),
+    ApiMethod::List(ListMethod::UserInfo),
+    ApiMethod::List(ListMethod::ChannelInfo),
 ];
 
 /// One request, in the buffers that another one used before.
@@ -91,6 +93,9 @@ fn check_call(call: &Result<Call<'_>, Fault>) {
             assert!(clients.flatten().is_sorted());
         }
         Ok(Call::List(ListCall::Channel(call))) => assert!((1..=PAGE_MAX).contains(&call.max)),
+        Ok(Call::List(ListCall::UserInfo(names) | ListCall::ChannelInfo(names))) => {
+            assert!((1..=PAGE_MAX).contains(&names.len()) && names.is_sorted());
+        }
         Ok(_) => {}
         Err(fault) => assert!(!fault.message.is_empty()),
     }

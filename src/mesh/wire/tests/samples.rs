@@ -9,11 +9,12 @@ use crate::message::{
     ConnectionKey, Delivery, FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer,
     ListMessage, ListQuestion, MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts,
     Publish, Requester, SettleTaken, ShardFigures, SlottedClient, StaleTaken, Terms, Ticket,
-    ToConsumer, ToTapper, UserAction, UserCommand, WatcherEpoch,
+    ToConsumer, ToTapper, UserAction, UserCommand, UsersQuestion, WatcherEpoch,
 };
 use crate::protocol::api::{
     BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, GroupRow, Info,
     NAME_BYTES_MAX, NodeStanding, PerSecond, SinkRow, Tally, Tap, TapTarget, TopicRow,
+    UserConnection, UserRow,
 };
 use crate::protocol::frame::{Frame, Kind};
 
@@ -277,6 +278,12 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         buffered: 6,
         stalled_ms: 7,
     };
+    let connection = UserConnection {
+        client: ClientId::from_value(3),
+        since_ms: 4,
+        remote: ([127, 0, 0, 1], 1).into(),
+    };
+    let users = vec![UserRow { user: "10000".into(), connections: vec![connection] }];
     let backends = vec![backend(Some("app"), &["messages", "b"]), backend(None, &[])];
     let answers = [
         ListAnswer::Backend(Box::new(NamesPart { rows: backends, is_cut: true })),
@@ -286,7 +293,9 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         ListAnswer::Topic(Box::new(NamesPart { rows: vec![topic], is_cut: false })),
         ListAnswer::Busy,
         ListAnswer::Unfinished,
+        ListAnswer::User(Box::new(NamesPart { rows: users, is_cut: false })),
     ];
+    let users = UsersQuestion { users: ["10000", "ada"].map(Box::from).into(), within_ms: 750 };
     let mut messages: Vec<_> = figures_messages().into();
     messages.extend([
         clients(filter),
@@ -297,6 +306,8 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
             topic: Some("messages".into()),
             page: *names("", Some("001")),
         }))),
+        ListMessage::Ask(ListQuestion::UserInfo(Box::new(users))),
+        ListMessage::Ask(ListQuestion::ChannelInfo(vec!["news".into()])),
     ]);
     messages.extend(answers.map(ListMessage::Answer));
     messages

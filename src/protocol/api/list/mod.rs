@@ -1,10 +1,12 @@
-//! The lists of administration, and of the members of a channel: what a call asks for, and what is answered.
+//! The lists of administration, of the members of a channel, and of named users and channels: what a call asks for, and
+//! what is answered.
 //!
-//! `read.rs`: the parameters. `write.rs`: the answers as JSON. `backends.rs`: `backend.list`.
-//! `groups.rs`: the groups of a topic. `sinks.rs`: the sinks of a topic.
+//! `read.rs`: the parameters. `write.rs`: the answers as JSON. `backends.rs`: `backend.list`. `info.rs`: `user.info` and
+//! `channel.info`. `groups.rs`: the groups of a topic. `sinks.rs`: the sinks of a topic.
 
 mod backends;
 mod groups;
+mod info;
 mod read;
 mod sinks;
 mod write;
@@ -14,6 +16,7 @@ use std::str::FromStr;
 
 pub use backends::{BackendRow, BackendsCall, TOPICS_SHOWN_MAX};
 pub use groups::GroupRow;
+pub use info::{NamedRows, USER_CONNECTIONS_MAX, UserConnection, UserRow};
 pub(super) use read::read_list;
 pub use sinks::{FAILURE_BYTES_MAX, SinkRow};
 pub(super) use write::put_listing;
@@ -46,6 +49,20 @@ pub enum ListMethod {
     Backend,
     /// `channel.members`
     Members,
+    /// `user.info`
+    UserInfo,
+    /// `channel.info`
+    ChannelInfo,
+}
+
+impl ListMethod {
+    /// Whether the method needs the role `admin`. The others need `read`.
+    pub fn is_for_admins(self) -> bool {
+        match self {
+            Self::Node | Self::Client | Self::Channel | Self::Topic | Self::Backend => true,
+            Self::Members | Self::UserInfo | Self::ChannelInfo => false,
+        }
+    }
 }
 
 /// A call of a list.
@@ -63,18 +80,39 @@ pub enum ListCall {
     Backend(Box<BackendsCall>),
     /// `channel.members`: the clients of one channel.
     Members(Box<ClientsCall>),
+    /// `user.info`: the users, in ascending order and each once. From 1 to
+    /// [`USERS_PER_CALL_MAX`](super::USERS_PER_CALL_MAX).
+    UserInfo(Vec<Box<str>>),
+    /// `channel.info`: the channels, in ascending order and each once. From 1 to [`PAGE_MAX`].
+    ChannelInfo(Vec<Box<str>>),
 }
 
 impl ListCall {
+    /// Returns the method.
+    pub fn method(&self) -> ListMethod {
+        match self {
+            Self::Node => ListMethod::Node,
+            Self::Client(_) => ListMethod::Client,
+            Self::Channel(_) => ListMethod::Channel,
+            Self::Topic(_) => ListMethod::Topic,
+            Self::Backend(_) => ListMethod::Backend,
+            Self::Members(_) => ListMethod::Members,
+            Self::UserInfo(_) => ListMethod::UserInfo,
+            Self::ChannelInfo(_) => ListMethod::ChannelInfo,
+        }
+    }
+
     /// Returns the name of the method.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Node => "node.list",
-            Self::Client(_) => "client.list",
-            Self::Channel(_) => "channel.list",
-            Self::Topic(_) => "topic.list",
-            Self::Backend(_) => "backend.list",
-            Self::Members(_) => "channel.members",
+        match self.method() {
+            ListMethod::Node => "node.list",
+            ListMethod::Client => "client.list",
+            ListMethod::Channel => "channel.list",
+            ListMethod::Topic => "topic.list",
+            ListMethod::Backend => "backend.list",
+            ListMethod::Members => "channel.members",
+            ListMethod::UserInfo => "user.info",
+            ListMethod::ChannelInfo => "channel.info",
         }
     }
 }
@@ -160,6 +198,10 @@ pub enum Listing {
     Backend(Page<BackendRow, Box<str>>),
     /// The answer to `channel.members`.
     Members(Page<ClientRow, ClientCursor>),
+    /// The answer to `user.info`.
+    UserInfo(NamedRows<UserRow>),
+    /// The answer to `channel.info`.
+    ChannelInfo(NamedRows<ChannelRow>),
 }
 
 /// A page of a list.

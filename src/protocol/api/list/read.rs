@@ -7,7 +7,7 @@ use super::{
 use crate::address::{ClientId, NodeId};
 use crate::protocol::api::document::Value;
 use crate::protocol::api::params::{
-    client_of, optional, read_name, read_network, read_user, required,
+    client_of, optional, read_name, read_network, read_user, read_users, required,
 };
 use crate::protocol::api::{Fault, NAME_BYTES_MAX, ROUTE_PATH_BYTES_MAX};
 
@@ -23,6 +23,8 @@ pub(in crate::protocol::api) fn read_list(
         ListMethod::Topic => ListCall::Topic(read_names(params)?),
         ListMethod::Backend => ListCall::Backend(Box::new(read_backends(params)?)),
         ListMethod::Members => ListCall::Members(Box::new(read_members(params)?)),
+        ListMethod::UserInfo => ListCall::UserInfo(read_users(params)?),
+        ListMethod::ChannelInfo => ListCall::ChannelInfo(read_named_channels(params)?),
     })
 }
 
@@ -43,6 +45,20 @@ fn read_members(params: Option<Value<'_, '_>>) -> Result<ClientsCall, Fault> {
     let channel = Some(read_name("c", required(params, "c")?)?.into());
     let filter = ClientFilter { channel, ..ClientFilter::default() };
     Ok(ClientsCall { filter, node: None, after: read_cursor(params)?, max: read_max(params)? })
+}
+
+/// Reads one channel, or an array of them. A channel that is named twice counts once.
+fn read_named_channels(params: Option<Value<'_, '_>>) -> Result<Vec<Box<str>>, Fault> {
+    let given = required(params, "c")?;
+    let Some(items) = given.items() else { return Ok(vec![read_name("c", given)?.into()]) };
+    if !(1..=PAGE_MAX).contains(&given.len()) {
+        return Err(Fault::invalid(format!("c: expected 1 to {PAGE_MAX} channels")));
+    }
+    let names = items.map(|item| read_name("c", item).map(Box::from));
+    let mut names = names.collect::<Result<Vec<Box<str>>, _>>()?;
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
 }
 
 fn read_cursor(params: Option<Value<'_, '_>>) -> Result<Option<ClientCursor>, Fault> {
@@ -166,6 +182,23 @@ mod tests {
     }
 
     #[test]
+    fn users_and_channels_are_named_alone_or_in_an_array_and_count_once() {
+        let names = |names: &[&str]| names.iter().map(|&name| Box::from(name)).collect::<Vec<_>>();
+        let users = |params| read(ListMethod::UserInfo, params);
+        assert_eq!(users(r#"{"u":7}"#), Ok(ListCall::UserInfo(names(&["7"]))));
+        assert_eq!(
+            users(r#"{"u":["b",7,"a","7"]}"#),
+            Ok(ListCall::UserInfo(names(&["7", "a", "b"])))
+        );
+        let channels = |params| read(ListMethod::ChannelInfo, params);
+        assert_eq!(channels(r#"{"c":"a"}"#), Ok(ListCall::ChannelInfo(names(&["a"]))));
+        assert_eq!(
+            channels(r#"{"c":["b","a","b"]}"#),
+            Ok(ListCall::ChannelInfo(names(&["a", "b"])))
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let max = "max: expected an integer from 1 to 1000";
         let after = "after: expected the \"next\" of an earlier answer";
@@ -219,6 +252,15 @@ mod tests {
         assert_eq!(members(r#"{"after":"1-1"}"#), Err("c: missing".into()));
         assert_eq!(members(r#"{"c":""}"#), Err("c: expected 1 to 255 bytes".into()));
         assert_eq!(members(r#"{"c":"a","after":"x"}"#), Err(after.into()));
+        let infos = |params| read(ListMethod::ChannelInfo, params);
+        let many = format!("{{\"c\":[{}\"a\"]}}", "\"a\",".repeat(PAGE_MAX));
+        for params in [r#"{"c":[]}"#, &many] {
+            assert_eq!(infos(params), Err("c: expected 1 to 1000 channels".into()));
+        }
+        assert_eq!(infos("{}"), Err("c: missing".into()));
+        assert_eq!(infos(r#"{"c":[1]}"#), Err("c: expected a string".into()));
+        let users = |params| read(ListMethod::UserInfo, params);
+        assert_eq!(users("{}"), Err("u: missing".into()));
         let backends = |params| read(ListMethod::Backend, params);
         assert_eq!(backends(r#"{"topic":1}"#), Err("topic: expected a string".into()));
         assert_eq!(backends(r#"{"max":0}"#), Err(max.into()));

@@ -1,8 +1,8 @@
 //! Writes the answers of lists as JSON.
 
 use super::{
-    BackendRow, ChannelRow, ClientRow, GroupRow, Listing, NodeEntry, NodeList, Page, PerSecond,
-    SinkRow, TopicRow,
+    BackendRow, ChannelRow, ClientRow, GroupRow, Listing, NamedRow, NamedRows, NodeEntry, NodeList,
+    Page, PerSecond, SinkRow, TopicRow, UserConnection,
 };
 use crate::address::NodeId;
 use crate::protocol::api::write::put_list;
@@ -21,6 +21,20 @@ pub(in crate::protocol::api) fn put_listing(out: &mut Vec<u8>, listing: &Listing
         Listing::Topic(page) => put_page(out, "topics", page, put_topic),
         Listing::Backend(page) => put_page(out, "backends", page, put_backend),
         Listing::Members(page) => put_page(out, "members", page, put_member),
+        Listing::UserInfo(NamedRows { rows, missing }) => {
+            out.extend_from_slice(b"{\"users\":");
+            put_object(out, rows, |out, row| put_list(out, &row.connections, put_connection));
+            put_missing(out, missing);
+        }
+        Listing::ChannelInfo(NamedRows { rows, missing }) => {
+            out.extend_from_slice(b"{\"channels\":");
+            put_object(out, rows, |out, row| {
+                out.extend_from_slice(b"{\"clients\":");
+                put_number(out, row.clients);
+                out.push(b'}');
+            });
+            put_missing(out, missing);
+        }
     }
     out.push(b'}');
 }
@@ -38,6 +52,31 @@ fn put_page<R, C: ToString>(
     put_list(out, &page.rows, put_row);
     put_text(out, "next", page.next.as_ref().map(C::to_string).as_deref());
     put_missing(out, &page.missing);
+}
+
+/// Appends an object with a value for each row, by the row's name.
+fn put_object<R: NamedRow>(out: &mut Vec<u8>, rows: &[R], put_value: impl Fn(&mut Vec<u8>, &R)) {
+    out.push(b'{');
+    for (at, row) in rows.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        put_string(out, row.name());
+        out.push(b':');
+        put_value(out, row);
+    }
+    out.push(b'}');
+}
+
+fn put_connection(out: &mut Vec<u8>, connection: &UserConnection) {
+    let UserConnection { client, since_ms, remote } = connection;
+    out.extend_from_slice(b"{\"c\":\"");
+    put_number(out, client.value());
+    out.push(b'"');
+    put_figure(out, "n", Some(client.node().number().into()));
+    put_figure(out, "since", Some(*since_ms));
+    put_text(out, "remote", Some(&remote.to_string()));
+    out.push(b'}');
 }
 
 fn put_client(out: &mut Vec<u8>, row: &ClientRow) {
