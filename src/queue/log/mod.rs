@@ -34,7 +34,7 @@ mod recovery;
 mod segments;
 mod settled;
 #[cfg(test)]
-mod tests;
+pub(in crate::queue) mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -160,6 +160,8 @@ pub struct Log {
     writing: Option<Writing>,
     // The next batch begins a segment, because the groups have changed.
     must_begin_segment: bool,
+    // The last segment has nothing but its checkpoint. A batch follows, however long the checkpoint is.
+    is_segment_new: bool,
     // The last write has failed.
     is_failing: bool,
 }
@@ -194,6 +196,7 @@ impl Log {
             pending: Pending::new(MessageNumber(0)),
             writing: None,
             must_begin_segment: true,
+            is_segment_new: false,
             is_failing: false,
         }
     }
@@ -335,10 +338,12 @@ impl Log {
         match self.writing.take() {
             Some(Writing::Segment(number, bytes)) => {
                 self.must_begin_segment = false;
+                self.is_segment_new = true;
                 self.segments.begin(number, self.stored, bytes.len() as u64);
                 0
             }
             Some(Writing::Batch(batch)) => {
+                self.is_segment_new = false;
                 self.segments.extend(batch.events, batch.bytes.len() as u64);
                 self.stored.0 += batch.events;
                 self.held.messages += batch.added.messages;
@@ -361,7 +366,9 @@ impl Log {
     }
 
     fn next_write(&mut self) -> Option<Writing> {
-        let is_full = |(_, segment): (_, &Segment)| segment.bytes >= self.segment_bytes;
+        let is_full = |(_, segment): (_, &Segment)| {
+            segment.bytes >= self.segment_bytes && !self.is_segment_new
+        };
         if self.pending.is_empty() {
             return None;
         }

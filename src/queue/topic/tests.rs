@@ -1,5 +1,6 @@
 //! The promises of a topic, with few consumers, clients and messages.
 
+mod crashes;
 mod disk;
 mod groups;
 mod sinks;

@@ -12,10 +12,10 @@ use crate::queue::log::{
 const SECTOR: usize = 16;
 
 /// Numbers from a seed (SplitMix64).
-pub(super) struct Random(pub u64);
+pub(in crate::queue) struct Random(pub u64);
 
 impl Random {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(in crate::queue) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -23,17 +23,17 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(in crate::queue) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    pub(super) fn happens(&mut self, percent: u64) -> bool {
+    pub(in crate::queue) fn happens(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct SimulatedFile {
+pub(in crate::queue) struct SimulatedFile {
     pub now: Vec<u8>,
     synced: Vec<u8>,
     // Whether the directory would name the file after a crash.
@@ -41,7 +41,7 @@ pub(super) struct SimulatedFile {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Disk {
+pub(in crate::queue) struct Disk {
     pub files: BTreeMap<SegmentNumber, SimulatedFile>,
     // Removed, but the directory may still name them after a crash.
     removed: BTreeMap<SegmentNumber, SimulatedFile>,
@@ -49,18 +49,18 @@ pub(super) struct Disk {
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) enum Failure {
+pub(in crate::queue) enum Failure {
     Full,
     Broken,
     Crash,
 }
 
 impl Disk {
-    pub(super) fn used(&self) -> usize {
+    pub(in crate::queue) fn used(&self) -> usize {
         self.files.values().map(|file| file.now.len()).sum()
     }
 
-    pub(super) fn write(
+    pub(in crate::queue) fn write(
         &mut self,
         random: &mut Random,
         segment: SegmentNumber,
@@ -90,7 +90,7 @@ impl Disk {
         }
     }
 
-    pub(super) fn sync(
+    pub(in crate::queue) fn sync(
         &mut self,
         random: &mut Random,
         segment: SegmentNumber,
@@ -105,7 +105,7 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn carry_out(
+    pub(in crate::queue) fn carry_out(
         &mut self,
         random: &mut Random,
         task: &Task<'_>,
@@ -139,7 +139,7 @@ impl Disk {
     }
 
     /// Forgets part of what was not synced.
-    pub(super) fn crash(&mut self, random: &mut Random) {
+    pub(in crate::queue) fn crash(&mut self, random: &mut Random) {
         for (segment, file) in std::mem::take(&mut self.removed) {
             if random.happens(50) {
                 self.files.entry(segment).or_insert(file);
@@ -170,13 +170,13 @@ impl Disk {
         }
     }
 
-    pub(super) fn read(&self, read: Read) -> Vec<u8> {
+    pub(in crate::queue) fn read(&self, read: Read) -> Vec<u8> {
         let bytes = &self.files[&read.segment].now;
         let from = (read.at as usize).min(bytes.len());
         bytes[from..bytes.len().min(from + read.length)].to_vec()
     }
 
-    pub(super) fn recover(&self) -> Result<Recovered, Damage> {
+    pub(in crate::queue) fn recover(&self) -> Result<Recovered, Damage> {
         let files = self.files.iter().map(|(&number, file)| (number, file.now.len() as u64));
         let mut recovery = Recovery::new(LogId(9), TOPIC, SEGMENT_BYTES, files);
         while let Some(read) = recovery.poll_read() {
@@ -186,7 +186,7 @@ impl Disk {
     }
 
     /// All that a group has not settled.
-    pub(super) fn read_all(
+    pub(in crate::queue) fn read_all(
         &self,
         log: &Log,
         group: GroupIndex,
