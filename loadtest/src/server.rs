@@ -24,11 +24,31 @@ pub struct Setup {
     pub descriptors: Option<u32>,
     /// The `Authorization` header of well-behaved peers; `None`: there are no users.
     pub authorization: Option<&'static str>,
+    /// Whether what clients send is stored on disk.
+    pub disk: Disk,
+}
+
+/// Whether what clients send is stored on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// It is not.
+    Unused,
+    /// It is, and servers that can do without sync it from time to time.
+    Used,
+    /// It is, and every server syncs before it answers.
+    Synced,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { nodes: 1, config: "", variables: &[], descriptors: None, authorization: None }
+        Self {
+            nodes: 1,
+            config: "",
+            variables: &[],
+            descriptors: None,
+            authorization: None,
+            disk: Disk::Unused,
+        }
     }
 }
 
@@ -87,7 +107,12 @@ impl Server {
         let path = files.path().join("gridcast.toml");
         // Routes of `setup` belong to the edge, so they must precede other tables.
         let config = setup.config;
-        fs::write(&path, format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}{config}{LIMITS}"))?;
+        let disk = match setup.disk {
+            Disk::Unused => String::new(),
+            Disk::Used | Disk::Synced => config_of_disk(&files.path().join("data")),
+        };
+        let text = format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}{config}{disk}{LIMITS}");
+        fs::write(&path, text)?;
         let mut command = command(binary, setup);
         command.args(["serve".as_ref(), "--config".as_ref(), path.as_path()]);
         let (process, listening) = Process::start_until(command, cpus, files, parse_ready)?;
@@ -133,6 +158,20 @@ fn config_of_node(id: u32, seed: Option<SocketAddr>) -> String {
         "mesh = {{ bind = \"127.0.0.1:0\", key = {key:?}, seeds = {seeds:?} }}\n[node]\nid = {id}\n"
     )
 }
+
+/// The topic of clients on disk, with room for all that a run sends.
+fn config_of_disk(directory: &Path) -> String {
+    format!(
+        "[data]\ndir = {directory:?}\n[[topic]]\nname = \"messages\"\nstore = \"disk\"\n\
+         messages = {STORED_MESSAGES_MAX}\nbytes = {STORED_BYTES_MAX}\n"
+    )
+}
+
+/// The messages that the topic on disk holds.
+const STORED_MESSAGES_MAX: u32 = 1 << 24;
+
+/// The bytes that the topic on disk holds.
+const STORED_BYTES_MAX: u64 = 1 << 36;
 
 const CONFIG_OF_LISTENERS: &str = r#"
 [api]

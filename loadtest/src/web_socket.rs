@@ -16,12 +16,19 @@ pub struct WebSocket {
 }
 
 impl WebSocket {
-    /// Opens a WebSocket on `path`. `kind` is the first byte of its frames: [`raw::TEXT`] or [`raw::BINARY`].
+    /// Opens a WebSocket on `path`, with additional header `lines` in the request. `kind` is the first byte of its frames:
+    /// [`raw::TEXT`] or [`raw::BINARY`].
     ///
     /// # Errors
     /// The server refuses, or ends the connection.
-    pub async fn open(mut connection: Connection, path: &str, kind: u8) -> Result<Self> {
-        connection.outbound().extend_from_slice(raw::upgrade_request(path).as_bytes());
+    pub async fn open(
+        mut connection: Connection,
+        path: &str,
+        lines: &str,
+        kind: u8,
+    ) -> Result<Self> {
+        let request = raw::upgrade_request_with(path, lines);
+        connection.outbound().extend_from_slice(request.as_bytes());
         connection.flush().await?;
         let head_bytes = loop {
             let mut ends = connection.unread().windows(HEAD_END.len());
@@ -128,7 +135,7 @@ pub mod tests {
         let address = listener.local_addr()?;
         let accept = async { Ok(accept_async(listener.accept().await?.0).await?) };
         let connection = Connection::of(TcpStream::connect(address).await?);
-        Ok(tokio::try_join!(WebSocket::open(connection, "/", raw::TEXT), accept)?)
+        Ok(tokio::try_join!(WebSocket::open(connection, "/", "", raw::TEXT), accept)?)
     }
 
     async fn next_text(web_socket: &mut WebSocket) -> Result<String> {
@@ -142,7 +149,7 @@ pub mod tests {
         let (mut server, _) = listener.accept().await?;
         let head = format!("HTTP/1.1 101 x\r\nSec-WebSocket-Accept: {}\r\n\r\n", raw::ACCEPT);
         server.write_all(&[head.as_bytes(), &[raw::TEXT, 2], b"hi"].concat()).await?;
-        let mut client = WebSocket::open(connection, "/", raw::TEXT).await?;
+        let mut client = WebSocket::open(connection, "/", "", raw::TEXT).await?;
         assert_eq!(next_text(&mut client).await?, "hi");
         Ok(())
     }
@@ -154,7 +161,7 @@ pub mod tests {
             let connection = Connection::of(TcpStream::connect(listener.local_addr()?).await?);
             let (mut server, _) = listener.accept().await?;
             server.write_all(head.as_bytes()).await?;
-            let refused = WebSocket::open(connection, "/", raw::TEXT).await.map(|_| ());
+            let refused = WebSocket::open(connection, "/", "", raw::TEXT).await.map(|_| ());
             let error = refused.expect_err("it was refused").to_string();
             assert!(error.ends_with(head.trim_end()), "{error}");
         }

@@ -12,6 +12,7 @@ mod observed;
 mod publish;
 mod rate;
 mod send;
+mod store;
 mod sweep;
 mod unrelated;
 
@@ -44,6 +45,8 @@ pub enum Scenario {
     Channels(channels::Channels),
     /// Messages of clients to a back end that consumes their topic
     Ingest(ingest::Ingest),
+    /// Messages of devices that are answered once they are on disk
+    Store(store::Store),
     /// Publishes, messages of clients, and clients that join and leave, all at once
     Mix(mix::Mix),
     /// The additional cost of other nodes: publish and send within a node and to others
@@ -78,6 +81,7 @@ impl Scenario {
             Self::Send(send) => send.title(),
             Self::Channels(channels) => channels.title(),
             Self::Ingest(ingest) => ingest.title(),
+            Self::Store(store) => store.title(),
             Self::Mix(mix) => mix.title(),
             Self::Grid(grid) => grid.title(),
             Self::Unrelated(unrelated) => unrelated.title(),
@@ -103,7 +107,7 @@ impl Scenario {
             Self::Publish(_) | Self::Sweep(_) => "publish",
             Self::Send(_) => "send",
             Self::Channels(_) | Self::Mix(_) => "delivery",
-            Self::Ingest(_) => "message",
+            Self::Ingest(_) | Self::Store(_) => "message",
             Self::Grid(_) => "delivery",
             Self::Unrelated(_) | Self::Observed(_) | Self::Hostile(_) => "probe",
         }
@@ -121,6 +125,7 @@ impl Scenario {
                 Dialect::Nats => channels.per_client == 1,
                 Dialect::Channels | Dialect::Bare => false,
             },
+            Self::Store(_) => matches!(dialect, Dialect::Gridcast | Dialect::Nats),
             Self::Echo(_) => matches!(dialect, Dialect::Gridcast | Dialect::Bare),
             _ => dialect == Dialect::Gridcast,
         }
@@ -131,6 +136,7 @@ impl Scenario {
         match self {
             Self::Grid(grid) => Setup { nodes: grid.nodes, ..Setup::default() },
             Self::Hostile(hostile) => hostile.setup(),
+            Self::Store(store) => store.setup(),
             _ => Setup::default(),
         }
     }
@@ -150,6 +156,7 @@ impl Scenario {
             Self::Send(send) => send.run(target, deadline).await,
             Self::Channels(channels) => channels.run(target, deadline).await,
             Self::Ingest(ingest) => ingest.run(target, deadline).await,
+            Self::Store(store) => store.run(target, deadline).await,
             Self::Mix(mix) => mix.run(target, deadline).await,
             Self::Grid(grid) => grid.run(&nodes, deadline).await,
             Self::Unrelated(unrelated) => unrelated.run(target).await,
@@ -221,6 +228,11 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             window: 1,
         }),
     ];
+    for window in [1, 16] {
+        let messages = least(200_000, 2_000);
+        let store = store::Store { clients: 100, bytes: 128, messages, window, peer_syncs: false };
+        scenarios.push(Scenario::Store(store));
+    }
     let rates = [2_000, 10_000, 50_000, 150_000, 300_000];
     let sweep = sweep::Sweep {
         rates: rates.iter().map(|&rate| least(rate, rate / 20)).collect(),
