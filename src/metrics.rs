@@ -115,7 +115,7 @@ counters! {
         outbound_bytes: "Frames that did not fit, and times a peer was not read from until it read",
         channels_per_client: "Subscriptions and handshakes refused",
         history_bytes: "Messages dropped from the histories of channels to make room for newer ones",
-        memory_bytes: "Connections closed or refused, and frames failed, for lack of memory",
+        memory_bytes: "Connections closed or refused, frames failed, and messages dropped from histories, for lack of memory",
         api_connections: "API connections closed because the limit was reached",
         clients: "Clients refused because the limit was reached",
         connections_per_address: "Connections closed at once",

@@ -155,7 +155,7 @@ const PARTS: [(&str, &[&str], &[&str]); 12] = [
             "taps::TapSet",
         ],
     ),
-    ("homes", &["ChannelHomes"], &[]),
+    ("homes", &["ChannelHomes"], &["memory::Shortage"]),
     ("topics", &["Topics"], &["memory::Shortage"]),
     ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),

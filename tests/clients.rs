@@ -78,6 +78,48 @@ fn a_device_in_a_browser_renews_its_token_and_comes_back_when_the_gateway_says()
     }
 }
 
+#[test]
+fn a_device_in_node_recovers_what_it_has_missed_and_is_told_of_what_is_gone() {
+    recover(None);
+}
+
+#[test]
+fn a_device_in_a_browser_recovers_what_it_has_missed_and_is_told_of_what_is_gone() {
+    if let Some(browser) = browser() {
+        recover(Some(browser));
+    }
+}
+
+fn recover(browser: Option<PathBuf>) {
+    let server = Server::start(
+        "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n\
+         [[edge.route]]\npath = \"/ws\"\ntopic = \"t\"\nsubscribe = [\"room:*\"]\n\
+         [[channel]]\nmatch = \"room:*\"\nhistory = 3",
+    );
+    let mut consumer = server.consumer("t");
+    let urls = [format!("ws://{}/ws", server.edge)];
+    let mut published = 0;
+    run("recovery", browser, &urls, |what, text| match what {
+        // Each is sent twice, as by a back end that has got no answer.
+        "publish" => {
+            published += 1;
+            let params = json!({ "c": "room:1", "d": text, "k": text }).to_string();
+            let answers = [(); 2].map(|()| server.post("/v1/mesh/publish", &params));
+            assert_eq!(answers[0], answers[1]);
+            assert!(answers[0].contains(r#","o":""#), "{}", answers[0]);
+            String::new()
+        }
+        "close" => {
+            let (client, _) = message(&mut consumer);
+            consumer.conn_call(&client, "close", json!([1012, ""])).to_string()
+        }
+        _ => panic!("{what} is not known"),
+    });
+    let metrics = server.get("/metrics").body;
+    let repeated = format!("gridcast_repeated_total {published}\n");
+    assert!(metrics.contains(&repeated), "{metrics}");
+}
+
 fn survive_the_death_of_the_node(browser: Option<PathBuf>) {
     let mut grid = Grid::new(2);
     let mut consumer = grid.nodes[1].consumer("messages2");

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use super::ChannelPolicy;
 use super::history::{ChannelHistory, KeptMessage};
 use crate::address::NodeId;
+use crate::address::placement::{hash, mix};
 use crate::message::{Ballot, Reign};
 use crate::protocol::frame::Frame;
 use crate::protocol::position::{Epoch, Position, Serial};
@@ -37,6 +38,7 @@ const STALE_ENTRIES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Histories {
     own: NodeId,
+    // What the epochs of all channels are made of.
     epoch: Epoch,
     // The highest number of any channel that was forgotten.
     floor: Serial,
@@ -146,7 +148,7 @@ impl Histories {
         });
         self.order.push_back((key, serial));
         self.make_room();
-        Position { epoch: self.epoch, serial }
+        Position { epoch: self.epoch_of(channel), serial }
     }
 
     /// Returns the place behind the last message of a channel, and what was published since another place.
@@ -161,7 +163,7 @@ impl Histories {
     ) -> RecoveredChannel {
         if !self.by_name.contains_key(channel) && self.has_many_empty() {
             // Nothing was published since the floor was reached, if it still is the floor when the channel begins.
-            let position = Position { epoch: self.epoch, serial: self.floor };
+            let position = Position { epoch: self.epoch_of(channel), serial: self.floor };
             return RecoveredChannel { position, missed: (since == Some(position)).then(Vec::new) };
         }
         let key = self.open(channel, policy, now_ms);
@@ -171,7 +173,13 @@ impl Histories {
         });
         let (serial, missed) = recovered;
         self.make_room();
-        RecoveredChannel { position: Position { epoch: self.epoch, serial }, missed }
+        RecoveredChannel { position: Position { epoch: self.epoch_of(channel), serial }, missed }
+    }
+
+    /// Drops up to `count` messages, the oldest of all channels, because the node is short of memory. Returns the number
+    /// of dropped messages.
+    pub fn drop_oldest(&mut self, count: usize) -> usize {
+        (0..count).take_while(|_| self.drop_one()).count()
     }
 
     /// Returns when [`Self::sweep`] is due. `None`: there is nothing to sweep.
@@ -229,7 +237,8 @@ impl Histories {
         }
         let mut history = ChannelHistory::default();
         let ballot = Ballot { round: 0, node: self.own };
-        history.begin(Reign { epoch: self.epoch, ballot, first: self.floor.next() });
+        let epoch = self.epoch_of(channel);
+        history.begin(Reign { epoch, ballot, first: self.floor.next() });
         let home = HomeChannel { name: channel.clone(), policy, history, used_ms: now_ms };
         self.bytes += home.fixed_bytes();
         self.empty += 1;
@@ -265,9 +274,15 @@ impl Histories {
         if self.bytes > self.bytes_max && self.has_many_empty() {
             self.forget_empty_channels();
         }
-        while self.bytes > self.bytes_max
-            && let Some((key, serial)) = self.order.pop_front()
-        {
+        while self.bytes > self.bytes_max && self.drop_one() {
+            self.dropped += 1;
+        }
+        self.drop_stale_entries();
+    }
+
+    /// Drops the oldest message of all channels. Returns false if there is none.
+    fn drop_one(&mut self) -> bool {
+        while let Some((key, serial)) = self.order.pop_front() {
             let Some(home) = self.channels.get_mut(key) else { continue };
             if home.history.is_empty() || home.history.first() > serial {
                 continue;
@@ -276,13 +291,19 @@ impl Histories {
             home.history.drop_first();
             self.bytes = self.bytes + home.history.bytes() - bytes;
             self.messages -= 1;
-            self.dropped += 1;
             if home.history.is_empty() {
                 self.empty += 1;
                 self.forget(key);
             }
+            return true;
         }
-        self.drop_stale_entries();
+        false
+    }
+
+    /// The epoch of a channel: unique among all homes, and almost surely among the channels of this one. So the position of
+    /// another channel is unknown.
+    fn epoch_of(&self, channel: &str) -> Epoch {
+        Epoch(self.epoch.0 ^ mix(hash(channel.as_bytes())))
     }
 
     /// Forgets the channels that have no messages. Their positions become unknown.
@@ -355,6 +376,9 @@ mod tests {
         assert_eq!(since(positions[3], 1000, 1004), Some(vec!["5".into()]));
         let unknown = Position { epoch: Epoch(8), ..positions[4] };
         assert_eq!(since(unknown, 1000, 5), None);
+        let other = histories.append(&Arc::from("b"), &POLICY, frame("x"), 5);
+        let of_other = Position { epoch: other.epoch, ..positions[4] };
+        assert_eq!(histories.recover(&a, &POLICY, Some(of_other), 1000, 5).missed, None);
         histories.check();
     }
 
@@ -399,10 +423,20 @@ mod tests {
         assert_eq!(histories.dropped() as usize + histories.messages(), 1000);
         let kept = names.iter().map(|name| histories.messages_of(name));
         assert!(kept.clone().max() <= kept.min().map(|least| least + 1), "dropped evenly");
+        let messages = histories.messages();
+        assert_eq!(histories.drop_oldest(7), 7);
+        assert_eq!(
+            (histories.messages(), histories.dropped()),
+            (messages - 7, 1000 - messages as u64)
+        );
+        histories.check();
         for round in 100..200 {
             histories.append(&names[0], &policy, frame(&"x".repeat(900)), round);
         }
         assert!(histories.messages_of(&names[0]) <= 100_000 / CHANNEL_PART / 900);
+        let left = histories.messages();
+        assert_eq!(histories.drop_oldest(usize::MAX), left);
+        assert_eq!((histories.messages(), histories.channels(), histories.bytes()), (0, 0, 0));
         histories.check();
     }
 

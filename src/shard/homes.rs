@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::memory::Shortage;
 use super::settings::Settings;
 use super::turn::Turn;
 use crate::address::ShardId;
@@ -26,6 +27,9 @@ use crate::slot_map::{SlotKey, SlotMap};
 /// with 103. A shard keeps what waits behind a large publish, and must not drop any of it.
 const DELIVERIES_MAX: usize = 8192;
 const DELIVERY_BYTES_MAX: usize = 16 << 20;
+
+/// Messages dropped from histories in one turn while the node is short of memory.
+const DROPPED_PER_TURN: usize = 256;
 
 /// The most publishes that wait for the delivery of an earlier one with the same key.
 const REPEATED_MAX: usize = 1024;
@@ -230,11 +234,19 @@ impl ChannelHomes {
         turn.ask_local(from, requester, LocalCommand::Recover(Box::new(answer)));
     }
 
-    /// Forgets what is too old, some at a time.
-    pub(super) fn handle_turn(&mut self, turn: &Turn) {
+    /// Forgets what is too old, and what the node has no memory for, some at a time. `is_followed` says whether a channel
+    /// may have subscribers.
+    pub(super) fn handle_turn(
+        &mut self,
+        turn: &mut Turn,
+        is_followed: impl Fn(&Turn, &str) -> bool,
+    ) {
         self.keys.expire(turn.now.ms);
-        let interest = &turn.state.interest;
-        self.histories.sweep(turn.now.ms, |channel| interest.shards(channel).next().is_some());
+        self.histories.sweep(turn.now.ms, |channel| is_followed(turn, channel));
+        if turn.is_short(Shortage::Arrivals) {
+            let dropped = self.histories.drop_oldest(DROPPED_PER_TURN) as u64;
+            turn.counters.limits.memory_bytes += dropped;
+        }
     }
 
     /// Returns when [`Self::handle_turn`] has work next, in milliseconds on the shard's clock.

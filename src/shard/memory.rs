@@ -7,7 +7,7 @@
 //! | begins at | ends below | effect |
 //! |---|---|---|
 //! | 80 % | 75 % | slow readers are closed, those with the most unread data first; remembered heads of requests are freed |
-//! | 85 % | 80 % | new clients get 503; no TLS handshake begins at the edge |
+//! | 85 % | 80 % | new clients get 503; no TLS handshake begins at the edge; the oldest messages of channels with history are dropped |
 //! | 90 % | 85 % | frames for a client with unread data fail; peers that do not read are not read from |
 //! | 95 % | 80 % | the largest connections of any kind are closed; topics take no events, edges accept nobody |
 //!

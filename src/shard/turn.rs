@@ -415,6 +415,11 @@ impl Turn {
         Receivers { shards: shards.collect(), has_mesh: self.settings.has_mesh }
     }
 
+    /// Whether other shards of this node may have subscribers of a channel.
+    pub fn has_subscribers_elsewhere(&self, channel: &str) -> bool {
+        self.state.interest.shards(channel).any(|shard| shard != self.address.shard)
+    }
+
     /// Whether the node has one shard and no mesh, so that no other shard can have subscribers.
     pub fn is_alone(&self) -> bool {
         self.settings.shards == 1 && !self.settings.has_mesh

@@ -49,6 +49,38 @@ export async function death(connect, urls, ask) {
   same([connection.state, messages.count()], ["closed", 0]);
 }
 
+/** Messages that a device has missed in a channel with history, and more than the channel keeps. */
+export async function recovery(connect, [url], ask) {
+  let isAway = false;
+  // On a path without a route the device stays away until it has missed what it has to.
+  const connection = connect(() => (isAway ? `${url}/nowhere` : url));
+  const messages = arrivals();
+  const gaps = arrivals();
+  const closes = arrivals();
+  connection.on("gap", gaps.put);
+  connection.on("close", closes.put);
+  connection.on("error", gaps.put);
+  const first = await connection.subscribe("room:1", (data) => messages.put(data));
+  same(first, { missed: 0 });
+  await ask("publish 1");
+  same(await messages.next(), "1");
+  const miss = async (...missed) => {
+    await connection.push("who");
+    isAway = true;
+    await ask("close");
+    same((await closes.next()).code, 1012);
+    for (const data of missed) await ask(`publish ${data}`);
+    isAway = false;
+  };
+  await miss("2", "3");
+  same([await messages.next(), await messages.next(), gaps.count()], ["2", "3", 0]);
+  await miss("4", "5", "6", "7");
+  same(await gaps.next(), { channel: "room:1" });
+  await ask("publish 8");
+  same([await messages.next(), messages.count()], ["8", 0]);
+  connection.close();
+}
+
 /** A token that is renewed on the open connection, and a node that shuts down. */
 export async function renewal(connect, [url], ask) {
   const connection = connect(url, { token: () => ask("token") });
