@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use gridcast::protocol::token::{SigningKey, TokenAlgorithm};
 use serde_json::{Value, json};
-use support::{Grid, Server, Socket};
+use support::{Grid, Server, Socket, browser};
 
 /// Node with a WebSocket of its own: from version 22, or with a flag from 20.10.
 fn node() -> Option<Command> {
@@ -39,19 +38,6 @@ fn the_client_keeps_its_rules_against_a_gateway_that_a_test_plays() {
     let output = node.arg("--test").arg(file("clients/js/test/unit.test.js")).output();
     let output = output.expect("node starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-}
-
-/// Chromium, if it is on PATH.
-fn browser() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let names = ["chromium", "google-chrome"].iter();
-    let mut files =
-        names.flat_map(|name| env::split_paths(&path).map(move |folder| folder.join(name)));
-    let browser = files.find(|file| file.is_file());
-    if browser.is_none() {
-        eprintln!("skipped: no chromium on PATH");
-    }
-    browser
 }
 
 #[test]

@@ -4,12 +4,11 @@
 
 mod support;
 
-use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use support::{SUCCESS, Server, Socket, basic, users};
+use support::{SUCCESS, Server, Socket, basic, browser, program, users};
 
 const USERS: [(&str, &str); 2] = [
     ("admin", "password = \"s3cret\"\nroles = [\"admin\"]"),
@@ -84,9 +83,8 @@ fn only_existing_files_of_the_console_can_be_read() {
 /// Without a browser or Node this is skipped with a word.
 #[test]
 fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
-    let (Some(browser), Some(node)) = (program(&["chromium", "google-chrome"]), program(&["node"]))
-    else {
-        return eprintln!("skipped: no chromium or node on PATH");
+    let (Some(browser), Some(node)) = (browser(), program(&["node"])) else {
+        return eprintln!("skipped: needs chromium and node on PATH");
     };
     let mut server = Server::with(&users(&USERS));
     let mut device = device(&server);
@@ -168,11 +166,4 @@ fn device(server: &Server) -> Socket {
     assert_eq!(backend.call(&set), SUCCESS);
     assert_eq!(backend.call(r#"{"m":"queue.unpop","p":{},"i":12345}"#), SUCCESS);
     device
-}
-
-fn program(names: &[&str]) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    let found =
-        env::split_paths(&path).flat_map(|folder| names.iter().map(move |n| folder.join(n)));
-    found.into_iter().find(|file| file.is_file())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Server, Socket, refusing_port};
+use support::{Server, Socket, browser, refusing_port};
 
 /// Ends the example with the test.
 struct Example(Child);
@@ -149,6 +149,33 @@ fn people_talk_in_the_python_chat() {
 fn people_talk_in_the_php_chat() {
     let Some(mut php) = interpreter("php", "--version") else { return };
     people_talk(php.arg(file("chat/chat.php")));
+}
+
+#[test]
+fn people_talk_in_the_page_of_the_room() {
+    let python = interpreter("python3", "--version");
+    let (Some(mut python), Some(mut node), Some(browser)) =
+        (python, interpreter("node", "--version"), browser())
+    else {
+        return;
+    };
+    let config = std::fs::read_to_string(file("room/gridcast.toml"));
+    let config =
+        config.expect("the configuration is there").replace("127.0.0.1:6790", "127.0.0.1:0");
+    let server =
+        Server::start(&format!("[node]\ncores = 1\n[api]\nbind = \"127.0.0.1:0\"\n{config}"));
+    python.arg("-B").arg(file("room/room.py")).args([&server.api.to_string(), "127.0.0.1:0"]);
+    let child = python.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut back_end = Example(child.expect("python starts"));
+    let output = back_end.0.stdout.take().expect("it is piped");
+    let mut lines = BufReader::new(output).lines();
+    let first = lines.next().expect("it prints its first line").expect("it prints text");
+    let page = first.strip_prefix("open ").expect("the address of the page").to_owned();
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/room.mjs");
+    let edge = format!("ws://{}/room", server.edge);
+    let status = node.arg(script).arg(browser).args([&page, &edge]).status();
+    assert!(status.expect("node starts").success());
 }
 
 fn sensors_are_shown(program: &mut Command) {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Server, users};
+use support::{Server, browser, users};
 
 /// More routes for the edge of the common configuration, and no tables that would end it.
 const ROUTES: &str = r#"
@@ -72,10 +72,7 @@ fn nothing_on_the_page_may_come_from_elsewhere_or_be_framed() {
 /// Without a browser this is skipped with a word.
 #[test]
 fn a_browser_runs_the_page() {
-    let Some(browser) = browser() else {
-        eprintln!("skipped: no chromium on PATH");
-        return;
-    };
+    let Some(browser) = browser() else { return };
     let server = Server::with(ROUTES);
     let (api, edge) = (server.api, server.edge);
     let profile = tempdir();
@@ -94,13 +91,6 @@ fn a_browser_runs_the_page() {
     assert!(page.contains(&format!("curl http://{api}/v1/mesh/publish")), "{page}");
     assert!(page.contains(&format!("new WebSocket(\"ws://{edge}/ws?channels=news\")")), "{page}");
     assert!(page.contains(&format!("<option>/private on port {}, topic messages2", edge.port())));
-}
-
-fn browser() -> Option<PathBuf> {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let path = env::var_os("PATH")?;
-    let found = env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name)));
-    found.into_iter().find(|file| file.is_file())
 }
 
 fn tempdir() -> PathBuf {

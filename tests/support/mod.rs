@@ -12,6 +12,7 @@
 mod engine;
 mod grid;
 mod http;
+mod program;
 mod server;
 mod service;
 mod socket;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 pub use engine::{Engine, sample, with_orders};
 pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
+pub use program::{browser, program};
 pub use server::{
     CONFIG, DRIVER, LogReader, Process, Ready, Server, command, config_file, config_of, routes,
 };
