@@ -160,12 +160,12 @@ fn renew_a_token(browser: Option<PathBuf>) {
         }
         "context" => consumer.event()["d"]["context"]["token"].to_string(),
         "shut_down" => {
+            assert_eq!(tokens, 2);
             server.terminate();
             String::new()
         }
         _ => panic!("{what} is not known"),
     });
-    assert_eq!(tokens, 2);
 }
 
 /// Runs a scenario of a device, and answers what it asks for: a word, and the rest of the line.
