@@ -13,6 +13,7 @@
 
 mod admit;
 mod api;
+mod call_source;
 mod changes;
 mod channel;
 pub mod client_variables;
@@ -49,6 +50,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use api::Api;
+use call_source::{CallSourceKeys, read_call_sources};
 pub use changes::{Change, WrittenSettings};
 pub use channel::ChannelConfig;
 use channel::read_channels;
@@ -75,6 +77,7 @@ pub use tls::{MutualTls, TlsFiles};
 use topic::read_topics;
 pub use topic::{Store, TopicConfig};
 
+use crate::protocol::call_source::CallSource;
 use crate::protocol::sink::Sink;
 
 /// The largest file that is read. A thousand routes take a tenth of it.
@@ -104,6 +107,9 @@ section! {
         queue as "queue": Queue = Queue::read(root, &edges)?, One(Queue::definition);
 
         sinks as "sink": Vec<Arc<Sink>> = read_sinks(root)?, Many(SinkKeys::definition);
+
+        call_sources as "source": Vec<Arc<CallSource>> =
+            read_call_sources(root)?, Many(CallSourceKeys::definition);
 
         data as "data": Data = Data::read(root)?, One(Data::definition);
 
@@ -195,7 +201,8 @@ impl Config {
         let connections = self.sinks.iter().map(|sink| sink.engine.connections());
         let webhooks = connections.clone().filter(Option::is_none).count();
         // A connection, and one that replaces it: as many descriptors as for a key set.
-        let connections: usize = connections.flatten().sum();
+        let sources = self.call_sources.iter().map(|source| source.engine.connections());
+        let connections: usize = connections.flatten().chain(sources).sum();
         (hooks.len() + webhooks, key_sets.len() + connections)
     }
 
@@ -239,6 +246,9 @@ impl fmt::Display for Config {
         }
         for sink in &self.sinks {
             write!(formatter, "\nsink {}: topic {} to {}", sink.name, sink.topic, sink.engine)?;
+        }
+        for source in &self.call_sources {
+            write!(formatter, "\nsource {}: calls from {}", source.name, source.engine)?;
         }
         if let Some(mesh) = &self.mesh {
             write!(formatter, "\n{mesh}")?;

@@ -15,7 +15,7 @@
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, io_uring and epoll, client sockets, mailboxes: the only place with unsafe code; with `mesh::quic` and `bridge::http` the only one with clocks and network I/O |
-//! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks. Sinks, which carry events to engines |
+//! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks. Sinks, which carry events to engines. Sources, whose messages are calls |
 //! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
 //! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
 //! | [`cli`] | the command line, and the commands that are clients of the API |
@@ -57,6 +57,7 @@
 //! | Where is an event handed to a sink? | `HomeTopics::poll_sink_events` in `shard::topics::sinks`; batched in `bridge::sinks`, delivered in `bridge::engines` |
 //! | Where is an event of a topic on disk stored? | `OpenLog::write` in `runtime::disk`; then `Topic::handle_news` in `queue::topic::disk` |
 //! | Where is a call of a webhook's answer carried out? | `read_bridge_call` in `shard::calls`, called by `shard::messages`; the calls of a batch in `bridge::sinks::runner` |
+//! | Where is the call of a source carried out, and its message acknowledged? | the same way as a webhook's; `bridge::call_sources::runner`, and the engine's file in `bridge::engines` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
 //! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
 //! | Where do idle connections time out? | `shard::connection::timeouts` |

@@ -208,6 +208,8 @@ pub struct Report {
     pub waiting_takes: u64,
     /// The topics whose home the shard is.
     pub topics: Vec<TopicReport>,
+    /// The sources whose calls the shard carries out.
+    pub call_sources: Vec<CallSourceReport>,
     /// Durations of turns, without sleep.
     pub turns: Durations,
     /// Durations of calls that involved other shards.
@@ -370,6 +372,46 @@ pub struct SinkReport {
     pub is_up: bool,
     /// Why the last attempt has failed, if it has.
     pub failure: Option<String>,
+}
+
+/// The figures of one run of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallSourceReport {
+    /// The source's name.
+    pub name: Arc<str>,
+    /// Messages taken from the engine.
+    pub messages: u64,
+    /// Calls that were carried out.
+    pub calls: u64,
+    /// Calls that have failed, and are not repeated.
+    pub failed_calls: u64,
+    /// Times a call was refused for lack of room, and repeated.
+    pub repeated_calls: u64,
+    /// Messages that are no call.
+    pub wrong_messages: u64,
+    /// Attempts to take or acknowledge messages that have failed.
+    pub retries: u64,
+    /// Messages that the engine has not acknowledged.
+    pub in_flight: u64,
+    /// Whether the last attempt to take or acknowledge messages has failed.
+    pub is_failing: bool,
+}
+
+impl CallSourceReport {
+    /// The figures of a source that begins.
+    pub fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            messages: 0,
+            calls: 0,
+            failed_calls: 0,
+            repeated_calls: 0,
+            wrong_messages: 0,
+            retries: 0,
+            in_flight: 0,
+            is_failing: false,
+        }
+    }
 }
 
 /// A histogram of durations.

@@ -137,6 +137,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         inbox,
         bridge_settings(config),
         random_seed,
+        NodeId::new(config.node.id).expect("the configuration was checked"),
         shards.control(),
         failures.clone(),
     )

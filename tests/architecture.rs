@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ),
     ("runtime", &["address", "protocol", "message", "metrics", "queue", "shard"]),
     ("mesh", &["address", "protocol", "message", "metrics", "runtime", "slot_map"]),
-    ("bridge", &["address", "protocol", "message", "runtime"]),
+    ("bridge", &["address", "protocol", "message", "metrics", "runtime"]),
     ("config", &["address", "protocol", "queue"]),
     ("cli", &["protocol", "config"]),
     ("doctor", &["runtime", "mesh", "config"]),

@@ -1,4 +1,4 @@
-//! Sinks to a real Redis server, which is killed, restarted, full, slow, a replica, and given wrong credentials.
+//! Sinks to and sources on a real Redis server, which is killed, restarted, full, slow, a replica, and given wrong credentials.
 //! Skipped with a word where `redis-server` is not on the path.
 
 #![forbid(unsafe_code)]
@@ -206,4 +206,147 @@ fn a_key_that_is_no_stream_is_named_and_holds_the_events_back() {
     assert_eq!(deleted, Answer::Int(1));
     until(|| metric(&server, "lag_events") == 0);
     assert_complete(&stored(&mut connection, "orders"), 1, 1);
+}
+
+/// A server with a source on the stream `calls`.
+fn server_with_source(redis: &Engine, password: &str, sections: &str) -> Server {
+    let url = url(redis, password);
+    let server = Server::start(&with_orders(&format!(
+        "[[source]]\nname = \"s\"\nredis = {{ url = \"{url}\", stream = \"calls\" }}\n{sections}"
+    )));
+    until(|| server.get("/metrics").body.contains("gridcast_source_up{"));
+    server
+}
+
+fn source_metric(server: &Server, name: &str) -> u64 {
+    sample(server, &format!("source_{name}{{source=\"s\"}}"))
+}
+
+/// Adds an entry to the stream `calls`; returns its id.
+fn add(connection: &mut Connection, call: &str) -> String {
+    let id = cmd("XADD").arg(&["calls", "*", "by", "a test", "data", call]).query(connection);
+    id.expect("it is added")
+}
+
+fn push(number: u64) -> String {
+    json!({"m": "queue.push", "p": {"t": "orders", "d": number.to_string(), "k": "k"}}).to_string()
+}
+
+/// The entries that nobody has acknowledged.
+fn pending(connection: &mut Connection) -> u64 {
+    let summary = cmd("XPENDING").arg(&["calls", "gridcast"]).query::<Vec<Answer>>(connection);
+    match summary.expect("there is a group")[0] {
+        Answer::Int(count) => count as u64,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+/// Reads pushed events until the one with the last number has come. Doubles count once.
+fn pushed(consumer: &mut Socket, last: u64) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&last) {
+        let event = consumer.event();
+        let number =
+            event["d"]["data"].as_str().expect("a pushed event").parse().expect("a number");
+        if !numbers.contains(&number) {
+            numbers.push(number);
+        }
+    }
+    numbers
+}
+
+#[test]
+fn every_call_of_a_source_is_carried_out_in_order_though_the_server_is_killed_and_restarted() {
+    let Some(mut redis) = Engine::start(serve) else { return };
+    let mut connection = connect(&redis);
+    let server = server_with_source(&redis, "hush", "");
+    let mut consumer = server.consumer("orders");
+    (0..300).for_each(|number| drop(add(&mut connection, &push(number))));
+    until(|| source_metric(&server, "calls_total") > 0);
+    redis.kill();
+    until(|| source_metric(&server, "up") == 0);
+    redis.revive();
+    let mut connection = connect(&redis);
+    (300..400).for_each(|number| drop(add(&mut connection, &push(number))));
+    assert_eq!(pushed(&mut consumer, 399), (0..400).collect::<Vec<u64>>());
+    until(|| source_metric(&server, "in_flight") == 0);
+    assert_eq!((pending(&mut connection), source_metric(&server, "up")), (0, 1));
+}
+
+#[test]
+fn calls_reach_devices_and_what_is_no_call_or_fails_is_acknowledged_and_counted() {
+    let Some(redis) = Engine::start(serve) else { return };
+    let mut connection = connect(&redis);
+    let mut server = server_with_source(&redis, "hush", "");
+    let mut device = server.device("/in?channels=news");
+    add(&mut connection, "no call");
+    add(&mut connection, r#"{"m":"node.list"}"#);
+    cmd("XADD").arg(&["calls", "*", "other", "field"]).exec(&mut connection).expect("it is added");
+    add(&mut connection, r#"{"m":"mesh.send","p":{"c":"1","d":"x"}}"#);
+    add(&mut connection, r#"{"m":"mesh.publish","p":{"c":"news","d":"first"}}"#);
+    add(&mut connection, r#"{"m":"mesh.publish","p":{"c":"news","d":"second"}}"#);
+    assert_eq!([device.text(), device.text()], ["first", "second"]);
+    until(|| source_metric(&server, "in_flight") == 0);
+    let count = |name| source_metric(&server, name);
+    assert_eq!((count("messages_total"), count("calls_total")), (6, 2));
+    assert_eq!((count("wrong_messages_total"), count("failed_calls_total")), (3, 1));
+    assert_eq!(pending(&mut connection), 0);
+    server.logs("is dropped: ");
+}
+
+#[test]
+fn what_an_earlier_run_and_other_consumers_have_left_is_carried_out() {
+    let Some(redis) = Engine::start(serve) else { return };
+    let mut connection = connect(&redis);
+    let ids: Vec<String> = (0..3).map(|number| add(&mut connection, &push(number))).collect();
+    tell(&mut connection, "XGROUP CREATE calls gridcast 0");
+    // The earlier run of this node, a consumer that has gone, and one that holds its entry.
+    for consumer in ["node-1", "gone", "busy"] {
+        let read = format!("XREADGROUP GROUP gridcast {consumer} COUNT 1 STREAMS calls >");
+        tell(&mut connection, &read);
+    }
+    tell(&mut connection, &format!("XCLAIM calls gridcast gone 0 {} IDLE 3600000", ids[1]));
+    let server = server_with_source(&redis, "hush", "");
+    let mut consumer = server.consumer("orders");
+    add(&mut connection, &push(3));
+    assert_eq!(pushed(&mut consumer, 3), [0, 1, 3]);
+    until(|| source_metric(&server, "in_flight") == 0);
+    assert_eq!(pending(&mut connection), 1, "the third is still held");
+}
+
+#[test]
+fn a_full_topic_delays_a_source_and_loses_nothing() {
+    let Some(redis) = Engine::start(serve) else { return };
+    let mut connection = connect(&redis);
+    let topic = "[[topic]]\nname = \"orders\"\nmessages = 2\n";
+    let mut server = server_with_source(&redis, "hush", topic);
+    (0..6).for_each(|number| drop(add(&mut connection, &push(number))));
+    server.logs("the topic is full; the call is repeated until there is room");
+    assert!(pending(&mut connection) > 0);
+    let mut consumer = server.consumer("orders");
+    assert_eq!(pushed(&mut consumer, 5), (0..6).collect::<Vec<u64>>());
+    until(|| source_metric(&server, "in_flight") == 0);
+    assert_eq!(pending(&mut connection), 0);
+}
+
+#[test]
+fn a_source_with_a_wrong_password_says_so_without_showing_it_and_a_reload_mends_it() {
+    let Some(redis) = Engine::start(serve) else { return };
+    let mut connection = connect(&redis);
+    let mut server = server_with_source(&redis, "wrong-one", "");
+    server.logs("Password authentication failed");
+    until(|| source_metric(&server, "up") == 0);
+    add(&mut connection, &push(0));
+    let right = url(&redis, "hush");
+    server.reload(&with_orders(&format!(
+        "[[source]]\nname = \"s\"\nredis = {{ url = \"{right}\", stream = \"calls\" }}\n"
+    )));
+    assert_eq!(pushed(&mut server.consumer("orders"), 0), [0]);
+    until(|| source_metric(&server, "up") == 1);
+    server.reload(&with_orders(""));
+    until(|| !server.get("/metrics").body.contains("gridcast_source_up{"));
+    server.interrupt();
+    server.kill();
+    let (_, lines) = server.finish();
+    assert!(!lines.iter().any(|line| line.contains("wrong-one")), "{lines:?}");
 }

@@ -1,5 +1,7 @@
-//! The thread of the bridge: tokio, with one task for each request to a service and each batch of a sink.
+//! The thread of the bridge: tokio, with one task for each request to a service and each batch of a sink, and two for each
+//! source of calls.
 
+mod call_sources;
 pub(super) mod client;
 
 use std::collections::HashMap;
@@ -18,12 +20,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::engines::{self, Engine};
 use super::sinks::{Acknowledgement, EngineFailure, SinkDelivery, SinkMessage};
-use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure};
-use crate::address::ShardId;
+use super::{Bridge, BridgeCall, Purpose, Receivers, ServiceAnswer, ServiceFailure};
 use crate::address::placement::home_of_topic;
+use crate::address::{NodeId, ShardId};
 use crate::message::{BridgeSettings, FromBridge, FromNode, ToBridge};
 use crate::protocol::sink::Sink;
 use crate::runtime::{NodePort, ToBridgeSender};
+use call_sources::{EndedTask, SourceTasks};
 use client::Client;
 
 /// The messages of shards that the thread has not taken yet.
@@ -59,7 +62,7 @@ pub struct Running {
     stop: oneshot::Sender<()>,
 }
 
-/// Starts the thread, which fetches keys, runs sinks, and answers the shards through `control`. If
+/// Starts the thread, which fetches keys, runs sinks and sources, and answers the shards of `node` through `control`. If
 /// the thread fails later, `failures` is called with the reason, and the node has to end.
 ///
 /// # Errors
@@ -68,6 +71,7 @@ pub fn start(
     inbox: Inbox,
     settings: BridgeSettings,
     random: u64,
+    node: NodeId,
     control: NodePort,
     failures: impl Fn(String) + Send + 'static,
 ) -> io::Result<Running> {
@@ -87,6 +91,7 @@ pub fn start(
         engines: HashMap::new(),
         attempts: JoinSet::new(),
         deliveries: HashMap::new(),
+        source_tasks: SourceTasks::new(node),
     };
     let work = move || {
         let ended = catch_unwind(AssertUnwindSafe(|| run(&runtime, driver, inbox, stopped)));
@@ -135,6 +140,7 @@ struct Driver {
     attempts: JoinSet<Attempt>,
     // What each of them delivers.
     deliveries: HashMap<Id, SinkDelivery>,
+    source_tasks: SourceTasks,
 }
 
 impl Driver {
@@ -165,6 +171,8 @@ impl Driver {
                             // Connections to services that a reload has replaced are no longer counted.
                             self.client.close_idle();
                             self.engines.retain(|sink, _| self.bridge.has_sink(sink));
+                            let bridge = &self.bridge;
+                            self.source_tasks.retain(|source, run| bridge.has_source(source, run));
                         }
                     }
                 }
@@ -181,6 +189,9 @@ impl Driver {
                     }
                 }
                 Some(ended) = self.attempts.join_next_with_id() => self.handle_attempt(ended),
+                Some(EndedTask { source, run, outcome }) = self.source_tasks.next() => {
+                    self.bridge.handle_source(self.now_ms(), &source, run, outcome);
+                }
                 () = timeout => {}
             }
         }
@@ -217,12 +228,6 @@ impl Driver {
             let task = self.attempts.spawn(engine.deliver(delivery.batch.clone()));
             self.deliveries.insert(task.id(), delivery);
         }
-        while let Some((call, text)) = self.bridge.poll_call() {
-            // Spread over the shards.
-            let shard = ShardId((call.0 % self.control.shards().count() as u64) as u8);
-            let message = FromBridge::Call { call, text };
-            self.control.tell(shard, FromNode::Bridge(Box::new(message)));
-        }
         while let Some(SinkMessage { sink, message }) = self.bridge.poll_sink_message() {
             let home = home_of_topic(&sink.topic, self.control.shards().count());
             let (topic, sink) = (sink.topic.clone(), sink.name.clone());
@@ -231,9 +236,30 @@ impl Driver {
         }
     }
 
+    /// Begins what the engines of sources have to do, and passes calls to the shards.
+    fn call(&mut self) {
+        let (now_ms, shards) = (self.now_ms(), self.control.shards().count());
+        while let Some(task) = self.bridge.poll_source_task(now_ms) {
+            self.source_tasks.begin(task);
+        }
+        while let Some(BridgeCall { call, source, text }) = self.bridge.poll_call(now_ms) {
+            // Those of sinks are spread over the shards.
+            let spread = || ShardId((call.0 % shards as u64) as u8);
+            let shard = source.map_or_else(spread, |source| shard_of_source(&source, shards));
+            let message = FromBridge::Call { call, text };
+            self.control.tell(shard, FromNode::Bridge(Box::new(message)));
+        }
+        while let Some((source, report)) = self.bridge.poll_source_news() {
+            let shard = shard_of_source(&source, shards);
+            let message = FromBridge::CallSource { source, report };
+            self.control.tell(shard, FromNode::Bridge(Box::new(message)));
+        }
+    }
+
     /// Sends the requests and messages of the bridge.
     fn send(&mut self) {
         self.deliver();
+        self.call();
         while let Some(request) = self.bridge.poll_request() {
             let purpose = request.purpose.clone();
             let task = self.exchanges.spawn(self.client.exchange(request.exchange));
@@ -253,4 +279,10 @@ impl Driver {
             }
         }
     }
+}
+
+/// Returns the shard that carries out the calls of a source.
+fn shard_of_source(source: &str, shards: usize) -> ShardId {
+    // Any hash of the name will do.
+    home_of_topic(source, shards)
 }

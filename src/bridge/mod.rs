@@ -1,5 +1,5 @@
-//! Requests to HTTP services (the key sets of issuers, admission hooks), and the sinks that carry events to
-//! engines.
+//! Requests to HTTP services (the key sets of issuers, admission hooks), the sinks that carry events to
+//! engines, and the sources whose messages are calls.
 //!
 //! [`Bridge`] is a value like a shard. Messages of shards, answers of services and the time go in
 //! (`handle_*`); requests for services and messages for shards come out (`poll_*`). `http.rs` drives the
@@ -8,7 +8,9 @@
 //!
 //! - `keys.rs`: when a key set is fetched. `hooks.rs`: which questions a hook gets, and which wait.
 //! - `sinks.rs`: which sinks run. `sinks/runner.rs`: the batches of one sink, and when each is sent again.
-//! - `calls.rs`: the calls that shards carry out for the bridge.
+//! - `call_sources.rs`: which sources of calls run. `call_sources/runner.rs`: the messages of one source, until their calls
+//!   are carried out and acknowledged.
+//! - `calls.rs`: the calls that shards carry out for the bridge. `pauses.rs`: pauses after failures.
 //! - `http.rs`: the thread. `http/client.rs`: HTTP, TLS and their limits.
 //! - `engines.rs`: how events are handed to an engine. Each engine has a file.
 //!
@@ -24,13 +26,16 @@
 //! | batches of a sink in flight | `in_flight` of the sink, for engines without that key a constant of the engine | events wait for the next batch |
 //! | an answer | `KEY_SET_BYTES_MAX`, [`ANSWER_BYTES_MAX`](crate::protocol::admission::ANSWER_BYTES_MAX) | the request fails |
 //! | an answer of a webhook | `ANSWER_BYTES_MAX` and `CALLS_MAX` in `engines/webhook.rs` | none of its calls is carried out |
-//! | calls that shards carry out | one for each batch of a sink | further calls wait for the end of the one before |
+//! | calls of webhooks that shards carry out | one for each batch of a sink | further calls wait for the end of the one before |
+//! | messages of a source | `HELD_MAX` in `call_sources/runner.rs` | no more are taken: they wait in the engine |
 
+mod call_sources;
 mod calls;
 mod engines;
 mod hooks;
 pub mod http;
 mod keys;
+mod pauses;
 mod sinks;
 
 use std::collections::{HashMap, VecDeque};
@@ -41,12 +46,15 @@ use crate::address::ShardId;
 use crate::message::{
     AdmissionRequest, BridgeCallId, BridgeSettings, ConnectionKey, FromBridge, Ticket, ToBridge,
 };
+use crate::metrics::CallSourceReport;
 use crate::protocol::admission::AdmissionHook;
+use crate::protocol::call_source::CallSource;
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
 use crate::protocol::sink::Sink;
 use crate::protocol::token::{KeySet, KeySource};
-use calls::Calls;
+use call_sources::{CallSources, SourceOutcome, SourceRun, SourceTask};
+use calls::{BridgeCaller, Calls};
 use hooks::HookQueue;
 use keys::KeyFetcher;
 use sinks::{Acknowledgement, EngineFailure, SinkDelivery, SinkMessage, Sinks};
@@ -132,11 +140,22 @@ enum Receivers {
     One(ShardId),
 }
 
+/// A call that a shard has to carry out.
+#[derive(Debug)]
+struct BridgeCall {
+    call: BridgeCallId,
+    /// The source of the call, if it has one. All calls of a source are carried out by the same shard, in order.
+    source: Option<Arc<str>>,
+    /// The call, as JSON.
+    text: Vec<u8>,
+}
+
 /// The state of all services.
 struct Bridge {
     fetchers: HashMap<Arc<KeySource>, KeyFetcher>,
     hooks: HashMap<Arc<AdmissionHook>, HookQueue>,
     sinks: Sinks,
+    call_sources: CallSources,
     calls: Calls,
     // Makes the pauses between fetches differ from node to node, and from source to source.
     random: u64,
@@ -153,6 +172,7 @@ impl Bridge {
             fetchers: HashMap::new(),
             hooks: HashMap::new(),
             sinks: Sinks::new(random),
+            call_sources: CallSources::new(random),
             calls: Calls::default(),
             random,
             requests: VecDeque::new(),
@@ -171,23 +191,27 @@ impl Bridge {
             ToBridge::Settings(settings) => self.handle_settings(settings),
             ToBridge::Admit(request) => self.handle_admit(now_ms, from, request),
             ToBridge::Events(events) => self.sinks.handle_events(events),
-            ToBridge::Called { call, outcome } => {
-                if let Some(caller) = self.calls.close(call) {
-                    self.sinks.handle_called(&caller, outcome);
+            ToBridge::Called { call, outcome } => match self.calls.close(call) {
+                Some(BridgeCaller::Sink(caller)) => self.sinks.handle_called(&caller, outcome),
+                Some(BridgeCaller::Source(caller)) => {
+                    self.call_sources.handle_called(now_ms, &caller, outcome);
                 }
-            }
+                None => {}
+            },
         }
     }
 
     /// Applies settings.
-    fn handle_settings(&mut self, BridgeSettings { sources, sinks }: BridgeSettings) {
-        self.handle_sources(sources);
+    fn handle_settings(&mut self, settings: BridgeSettings) {
+        let BridgeSettings { key_sources, sinks, call_sources } = settings;
+        self.handle_key_sources(key_sources);
         self.sinks.set(sinks);
+        self.call_sources.set(call_sources);
     }
 
     /// Fetches the keys of these sources from now on, and those of no others. A source that stays keeps
     /// its keys.
-    fn handle_sources(&mut self, sources: Vec<Arc<KeySource>>) {
+    fn handle_key_sources(&mut self, sources: Vec<Arc<KeySource>>) {
         self.fetchers.retain(|source, _| sources.contains(source));
         self.hooks.retain(|_, queue| !queue.is_idle());
         for source in sources {
@@ -263,10 +287,10 @@ impl Bridge {
         }
     }
 
-    /// Returns when [`Self::handle_timeout`] or [`Self::poll_delivery`] has something to do.
+    /// Returns when [`Self::handle_timeout`] or one of the other methods has something to do. Called when none has now.
     fn poll_timeout(&self) -> Option<u64> {
         let fetches = self.fetchers.values().filter_map(KeyFetcher::next_fetch_ms);
-        fetches.chain(self.sinks.poll_timeout()).min()
+        fetches.chain(self.sinks.poll_timeout()).chain(self.call_sources.poll_timeout()).min()
     }
 
     /// Returns the next batch for an engine.
@@ -284,10 +308,41 @@ impl Bridge {
         self.sinks.handle_outcome(now_ms, delivery, outcome);
     }
 
-    /// Returns the next call that a shard has to carry out, as JSON.
-    fn poll_call(&mut self) -> Option<(BridgeCallId, Vec<u8>)> {
-        let (caller, text) = self.sinks.poll_call()?;
-        Some((self.calls.open(caller), text))
+    /// Returns the next call that a shard has to carry out.
+    fn poll_call(&mut self, now_ms: u64) -> Option<BridgeCall> {
+        if let Some((caller, text)) = self.sinks.poll_call() {
+            let call = self.calls.open(BridgeCaller::Sink(caller));
+            return Some(BridgeCall { call, source: None, text });
+        }
+        let (caller, text) = self.call_sources.poll_call(now_ms)?;
+        let source = Some(caller.name().clone());
+        Some(BridgeCall { call: self.calls.open(BridgeCaller::Source(caller)), source, text })
+    }
+
+    /// Returns what the engine of a source has to do next.
+    fn poll_source_task(&mut self, now_ms: u64) -> Option<SourceTask> {
+        self.call_sources.poll_task(now_ms)
+    }
+
+    /// Handles the end of what the engine of a source had to do.
+    fn handle_source(
+        &mut self,
+        now_ms: u64,
+        source: &CallSource,
+        run: SourceRun,
+        outcome: SourceOutcome,
+    ) {
+        self.call_sources.handle_outcome(now_ms, source, run, outcome);
+    }
+
+    /// Whether a run of a source goes on.
+    fn has_source(&self, source: &CallSource, run: SourceRun) -> bool {
+        self.call_sources.is_running(source, run)
+    }
+
+    /// Returns the next figures of a source that have changed; `None` in them: the source was removed.
+    fn poll_source_news(&mut self) -> Option<(Arc<str>, Option<Box<CallSourceReport>>)> {
+        self.call_sources.poll_news()
     }
 
     /// Whether a sink with these settings runs.

@@ -25,7 +25,7 @@ fn question(known: &Option<Arc<KeySet>>) -> ToBridge {
 }
 
 fn bridge() -> Bridge {
-    Bridge::new(BridgeSettings { sources: vec![source()], ..Default::default() }, 7)
+    Bridge::new(BridgeSettings { key_sources: vec![source()], ..Default::default() }, 7)
 }
 
 fn ok(status: u16, body: &str) -> Result<ServiceAnswer, ServiceFailure> {

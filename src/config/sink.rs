@@ -91,7 +91,7 @@ section! {
 }
 
 /// The URL of a Redis server. A refused URL is not shown: it may contain a password.
-struct RedisServer;
+pub(super) struct RedisServer;
 
 impl ValueShape for RedisServer {
     type Value = RedisUrl;
@@ -114,7 +114,7 @@ const NATS_SUBJECT: Text<String> = Text {
 };
 
 /// The URLs of NATS servers. A refused URL is not shown: it may contain a password.
-struct NatsServers;
+pub(super) struct NatsServers;
 
 impl ValueShape for NatsServers {
     type Value = Vec<String>;

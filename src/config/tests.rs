@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use super::definition::{Definition, joined};
 use super::*;
 use crate::protocol::admission::AdmissionHook;
+use crate::protocol::call_source::{CallEngine, CallSource, NatsConsumer, RedisGroup};
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
@@ -248,6 +249,16 @@ fn every_key_is_read() {
     let engine = EngineAddress::Redis(redis);
     let redis = Sink { name: "chat-to-redis".into(), topic: "chat".into(), engine };
     assert_eq!(config.sinks, [Arc::new(sink), Arc::new(nats), Arc::new(redis)]);
+    let nats = CallEngine::Nats(NatsConsumer {
+        servers: ["nats://127.0.0.1:4222".into()].into(),
+        stream: "CALLS".into(),
+        consumer: "edge".into(),
+    });
+    let url = RedisUrl::new("redis://:hush@127.0.0.1:6379/2").expect("a URL");
+    let redis = CallEngine::Redis(RedisGroup { url, stream: "calls".into(), group: "edge".into() });
+    let source = |name: &str, engine| Arc::new(CallSource { name: name.into(), engine });
+    let sources = [source("calls-from-nats", nats), source("calls-from-redis", redis)];
+    assert_eq!(config.call_sources, sources);
     let limits = Limits {
         edge_message_bytes: 1000,
         api_message_bytes: 2000,

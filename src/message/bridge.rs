@@ -3,8 +3,10 @@
 use std::sync::{Arc, Weak};
 
 use super::{ConnectionKey, FromSink, SinkEvents, Ticket};
+use crate::metrics::CallSourceReport;
 use crate::protocol::admission::{Admission, AdmissionHook};
 use crate::protocol::api::Fault;
+use crate::protocol::call_source::CallSource;
 use crate::protocol::sink::Sink;
 use crate::protocol::token::{KeySet, KeySource};
 
@@ -12,9 +14,11 @@ use crate::protocol::token::{KeySet, KeySource};
 #[derive(Clone, Debug, Default)]
 pub struct BridgeSettings {
     /// The sources of keys. The bridge fetches the keys of these and no others.
-    pub sources: Vec<Arc<KeySource>>,
+    pub key_sources: Vec<Arc<KeySource>>,
     /// The sinks. The bridge runs these and no others. Each tells the home of its topic.
     pub sinks: Vec<Arc<Sink>>,
+    /// The sources of calls. The bridge runs these and no others.
+    pub call_sources: Vec<Arc<CallSource>>,
 }
 
 /// A message to the bridge: of a shard, or of the node.
@@ -85,7 +89,14 @@ pub enum FromBridge {
         /// The message.
         message: FromSink,
     },
-    /// A call without a connection: of a webhook's answer. Answered with [`ToBridge::Called`].
+    /// The figures of a source of calls.
+    CallSource {
+        /// The name of the source. All its messages go to the same shard.
+        source: Arc<str>,
+        /// The figures. `None`: the source was removed.
+        report: Option<Box<CallSourceReport>>,
+    },
+    /// A call without a connection: of a webhook's answer, or of a source. Answered with [`ToBridge::Called`].
     Call {
         /// Comes back with the answer.
         call: BridgeCallId,

@@ -10,8 +10,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{
-    BOUNDS_US, CertificateExpiry, Counters, Durations, GroupReport, MeshReport, NodeReport,
-    ProcessReport, ProcessUsage, Report, SinkReport, TopicReport,
+    BOUNDS_US, CallSourceReport, CertificateExpiry, Counters, Durations, GroupReport, MeshReport,
+    NodeReport, ProcessReport, ProcessUsage, Report, SinkReport, TopicReport,
 };
 
 /// The content type of the text that [`render`] returns.
@@ -107,6 +107,23 @@ const SINK_METRICS: [Metric<SinkReport>; 9] = [
     gauge("sink_lag_events", "Events in the topic that the engine has not acknowledged", |s| s.lag),
     gauge("sink_lag_milliseconds", "Age of the oldest event not acknowledged", |s| s.lag_ms),
     gauge("sink_up", "1 unless the last attempt has failed", |s| s.is_up.into()),
+];
+
+const CALL_SOURCE_METRICS: [Metric<CallSourceReport>; 8] = [
+    counter("source_messages", "Messages taken from the engine", |s| s.messages),
+    counter("source_calls", "Calls of messages that were carried out", |s| s.calls),
+    counter("source_failed_calls", "Calls of messages that have failed", |s| s.failed_calls),
+    counter("source_repeated_calls", "Times a call was repeated because there was no room", |s| {
+        s.repeated_calls
+    }),
+    counter("source_wrong_messages", "Messages dropped because they are no call", |s| {
+        s.wrong_messages
+    }),
+    counter("source_retries", "Attempts that failed, and were repeated", |s| s.retries),
+    gauge("source_in_flight", "Messages taken that the engine has not acknowledged", |s| {
+        s.in_flight
+    }),
+    gauge("source_up", "1 unless the last attempt has failed", |s| (!s.is_failing).into()),
 ];
 
 const NODE_METRICS: [Metric<NodeReport>; 7] = [
@@ -234,7 +251,10 @@ impl Collector for NodeReports {
         encode_groups(&mut encoder, reports)?;
         let sinks = reports.iter().flat_map(|report| &report.topics).flat_map(|topic| &topic.sinks);
         let sinks = sinks.map(|sink| (Some(("sink", sink.name.clone())), sink));
-        encode_table(&mut encoder, &SINK_METRICS, sinks)
+        encode_table(&mut encoder, &SINK_METRICS, sinks)?;
+        let sources = reports.iter().flat_map(|report| &report.call_sources);
+        let sources = sources.map(|source| (Some(("source", source.name.to_string())), source));
+        encode_table(&mut encoder, &CALL_SOURCE_METRICS, sources)
     }
 }
 
@@ -404,6 +424,8 @@ mod tests {
             sinks: vec![sink],
         };
         reports[0].topics.push(topic);
+        let source = CallSourceReport { calls: 7, ..CallSourceReport::new("c".into()) };
+        reports[0].call_sources.push(source);
         let nodes =
             vec![NodeReport { node: 7, sent_bytes: 8, is_linked: true, ..Default::default() }];
         let mesh = MeshReport {
@@ -447,6 +469,7 @@ mod tests {
             "gridcast_sink_lag_events{sink=\"s\"} 5",
             "gridcast_sink_delivered_total{sink=\"s\"} 6",
             "gridcast_sink_up{sink=\"s\"} 1",
+            "gridcast_source_calls_total{source=\"c\"} 7",
             "gridcast_mesh_sessions_ended_total 2",
             "gridcast_mesh_sent_bytes_total{node=\"7\"} 8",
             "gridcast_mesh_node_linked{node=\"7\"} 1",

@@ -183,7 +183,11 @@ fn limits(limits: &config::Limits) -> LimitSettings {
 
 /// Returns the part of the settings that the bridge needs.
 pub(super) fn bridge_settings(config: &Config) -> BridgeSettings {
-    BridgeSettings { sources: key_sources(config), sinks: config.sinks.clone() }
+    BridgeSettings {
+        key_sources: key_sources(config),
+        sinks: config.sinks.clone(),
+        call_sources: config.call_sources.clone(),
+    }
 }
 
 /// Returns the sources from which the keys of routes are fetched.

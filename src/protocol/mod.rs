@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod api;
 pub mod assembler;
+pub mod call_source;
 pub mod close;
 pub mod credentials;
 pub mod deflate;

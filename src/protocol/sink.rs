@@ -82,7 +82,7 @@ impl fmt::Display for EngineAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Webhook(webhook) => write!(formatter, "webhook {}", webhook.service),
-            Self::Nats(nats) => write!(formatter, "nats {}", nats.hosts()),
+            Self::Nats(nats) => write!(formatter, "nats {}", nats_hosts(&nats.servers)),
             Self::Redis(redis) => write!(formatter, "redis {}", redis.url),
         }
     }
@@ -116,18 +116,18 @@ impl Nats {
         // A dot, a space or a wildcard of a key would make another subject.
         self.subject.replace("{client}", &encoded_name(&sender_of(client, object)))
     }
-
-    /// The servers without passwords.
-    fn hosts(&self) -> String {
-        let host = |url: &String| url.rsplit(['@', '/']).next().unwrap_or_default().to_owned();
-        self.servers.iter().map(host).collect::<Vec<_>>().join(",")
-    }
 }
 
 impl fmt::Debug for Nats {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Nats({}, {})", self.hosts(), self.subject)
+        write!(formatter, "Nats({}, {})", nats_hosts(&self.servers), self.subject)
     }
+}
+
+/// Returns servers of NATS without passwords.
+pub fn nats_hosts(servers: &[String]) -> String {
+    let host = |url: &String| url.rsplit(['@', '/']).next().unwrap_or_default().to_owned();
+    servers.iter().map(host).collect::<Vec<_>>().join(",")
 }
 
 /// Whether a text is the URL of a NATS server: `nats` or `tls`, and a host, with a user, a password and a port

@@ -99,6 +99,7 @@ impl Inspection<'_> {
             unfinished_fanouts: self.clients.pending_publishes() as u64,
             addresses: self.addresses.len() as u64,
             topics: self.topics.home.reports(self.turn.now.us),
+            call_sources: self.backends.call_sources(),
             turns: self.turn.turns_taken,
             calls: self.backends.calls_taken(),
             events: self.topics.home.waits(),

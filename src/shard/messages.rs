@@ -91,6 +91,9 @@ impl Shard {
                 FromBridge::Sink { topic, sink, message } => {
                     self.topics.home.handle_sink(turn, &topic, &sink, message);
                 }
+                FromBridge::CallSource { source, report } => {
+                    self.backends.note_call_source(source, report);
+                }
                 FromBridge::Call { call: id, mut text } => {
                     // The parser stays borrowed during the call, because the call refers to its buffers.
                     let mut parser = self.backends.lend_parser();

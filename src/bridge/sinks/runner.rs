@@ -11,15 +11,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::address::ClientId;
+use crate::bridge::pauses::RetryPauses;
 use crate::message::{FromSink, MessageNumber, SinkEvent, SinkFigures, SinkRun};
 use crate::protocol::api::{Code, Fault};
 use crate::protocol::sink::Sink;
-
-/// The pause after the first failed attempt, in milliseconds. Each further one doubles it.
-const PAUSE_MS_MIN: u64 = 200;
-
-/// The longest pause that grows, in milliseconds.
-const PAUSE_MS_MAX: u64 = 15_000;
 
 /// The longest pause that an engine may ask for, in milliseconds.
 const ASKED_PAUSE_MS_MAX: u64 = 300_000;
@@ -131,7 +126,7 @@ pub(super) struct Runner {
     has_news: bool,
     settled: Vec<MessageNumber>,
     figures: SinkFigures,
-    random: u64,
+    pauses: RetryPauses,
 }
 
 #[derive(Debug, Default)]
@@ -159,8 +154,7 @@ impl Runner {
             has_news: false,
             settled: Vec::new(),
             figures: SinkFigures::default(),
-            // A generator of this kind never leaves zero.
-            random: random | 1,
+            pauses: RetryPauses::new(random),
         }
     }
 
@@ -257,7 +251,8 @@ impl Runner {
             }
             Err(failure) => {
                 unfinished.failures = unfinished.failures.saturating_add(1);
-                let pause_ms = pause_ms(&mut self.random, unfinished.failures, failure.pause_ms);
+                let asked_ms = failure.pause_ms.unwrap_or(0).min(ASKED_PAUSE_MS_MAX);
+                let pause_ms = self.pauses.next_ms(unfinished.failures).max(asked_ms);
                 unfinished.stage = BatchStage::Due(now_ms + pause_ms);
                 self.note_failure(&failure.why);
             }
@@ -351,19 +346,6 @@ impl Runner {
         let figures = Box::new(self.figures.clone());
         Some(FromSink::Report { run: self.run, settled, figures })
     }
-}
-
-/// Returns the pause after a number of failed attempts: half of it is random, so that nodes do not return to
-/// an engine at the same time. An engine may ask for a longer one.
-fn pause_ms(random: &mut u64, failures: u32, asked_ms: Option<u64>) -> u64 {
-    // xorshift64.
-    *random ^= *random << 13;
-    *random ^= *random >> 7;
-    *random ^= *random << 17;
-    let doublings = failures.saturating_sub(1).min(16);
-    let grown_ms = (PAUSE_MS_MIN << doublings).min(PAUSE_MS_MAX);
-    let jittered_ms = grown_ms / 2 + *random % (grown_ms / 2 + 1);
-    jittered_ms.max(asked_ms.unwrap_or(0).min(ASKED_PAUSE_MS_MAX))
 }
 
 #[cfg(test)]

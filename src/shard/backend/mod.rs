@@ -22,13 +22,14 @@ mod settle;
 mod takes;
 mod unrouted;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::connection::{Connections, Stage};
 use super::trail::{self, By, Entry};
 use super::turn::Turn;
 use crate::message::ConnectionKey;
-use crate::metrics::Durations;
+use crate::metrics::{CallSourceReport, Durations};
 use crate::protocol::api::{self, ApiRequest, Call, Code, Fault, NotUtf8};
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::credentials::Roles;
@@ -103,6 +104,8 @@ pub(super) struct Backends {
     takes: Takes,
     unrouted: UnroutedTopics,
     calls_taken: Durations,
+    // The sources whose calls this shard carries out, by name. The configuration bounds their number.
+    call_sources: BTreeMap<Arc<str>, CallSourceReport>,
 }
 
 impl Backends {
@@ -117,6 +120,7 @@ impl Backends {
             takes: Takes::new(started_unix_ms),
             unrouted: UnroutedTopics::default(),
             calls_taken: Durations::default(),
+            call_sources: BTreeMap::new(),
         }
     }
 
@@ -133,6 +137,23 @@ impl Backends {
     /// Returns how long calls waited for their answers.
     pub(super) fn calls_taken(&self) -> Durations {
         self.calls_taken
+    }
+
+    /// Keeps the figures of a source of calls. `None`: the source was removed.
+    pub(super) fn note_call_source(
+        &mut self,
+        source: Arc<str>,
+        report: Option<Box<CallSourceReport>>,
+    ) {
+        match report {
+            Some(report) => drop(self.call_sources.insert(source, *report)),
+            None => drop(self.call_sources.remove(&source)),
+        }
+    }
+
+    /// Returns the figures of the sources whose calls this shard carries out.
+    pub(super) fn call_sources(&self) -> Vec<CallSourceReport> {
+        self.call_sources.values().cloned().collect()
     }
 
     /// Lends the parser of calls, since a parsed call borrows from it. Give it back with

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bridge::pauses::{PAUSE_MS_MAX, PAUSE_MS_MIN};
 use crate::protocol::frame::Frame;
 use crate::protocol::service::HttpService;
 use crate::protocol::sink::{EngineAddress, Webhook};
