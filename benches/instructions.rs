@@ -8,13 +8,15 @@ use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::{env, fs, process};
 
-use cases::{Crowd, Decoding, EncodingEvent, Handshake, Hop, Parsing, Passing, RemotePublishes};
+use cases::{
+    Crowd, Decoding, EncodingEvent, Handshake, Hop, Parsing, Passing, Recovering, RemotePublishes,
+};
 use gridcast::protocol::frame::{Frame, Kind};
 
 /// A case: the name, the units of work in one repetition, and a function that repeats the case a number of times.
 type Case = (&'static str, u64, fn(u64));
 
-const CASES: [Case; 23] = [
+const CASES: [Case; 27] = [
     ("handshake read and checked", 1, |n| repeat(n, Handshake::new(), Handshake::run)),
     ("frame of 128 B decoded and unmasked", 1, |n| repeat(n, Decoding::new(128), Decoding::run)),
     ("frame of 16384 B decoded and unmasked", 1, |n| {
@@ -41,6 +43,16 @@ const CASES: [Case; 23] = [
     ("publish to 1000, each", 1000, |n| repeat(n, Crowd::new(1000, 0, "all"), Crowd::publish)),
     ("publish to 1000, 100001 channels, each", 1000, |n| {
         repeat(n, Crowd::new(1000, 100, "all"), Crowd::publish);
+    }),
+    ("publish to 1 with history", 1, |n| repeat(n, Crowd::with_history(1), Crowd::publish)),
+    ("publish to 1000 with history, each", 1000, |n| {
+        repeat(n, Crowd::with_history(1000), Crowd::publish);
+    }),
+    ("message to a device with history, one of 100", 100, |n| {
+        repeat(n, Recovering::new(), Recovering::publish);
+    }),
+    ("message recovered by a device, one of 100", 100, |n| {
+        repeat(n, Recovering::new(), Recovering::recover);
     }),
     ("publish to 1 beside ten taps", 1, |n| {
         repeat(n, Crowd::new(1, 0, "all").beside_taps(), Crowd::publish);

@@ -4,8 +4,9 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use gridcast::channel::ChannelPolicy;
 use gridcast::message::ConnectionKey;
-use gridcast::shard::settings::{EdgeSettings, Settings};
+use gridcast::shard::settings::{ChannelRule, ChannelSettings, EdgeSettings, Settings};
 use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
 
 use super::shard_value;
@@ -25,7 +26,15 @@ impl Crowd {
     /// So many clients on the channel `all`, each on so many channels of its own besides. The back
     /// end publishes 128 bytes to `channel`, over and over.
     pub fn new(clients: usize, own_channels: usize, channel: &str) -> Self {
-        let mut shard = shard_value::shard(&settings(), NOW);
+        Self::on(shard_value::shard(&settings(), NOW), clients, own_channels, channel)
+    }
+
+    /// So many clients on the channel `all`, which has a history of 256 messages.
+    pub fn with_history(clients: usize) -> Self {
+        Self::on(shard_value::shard(&with_history(), NOW), clients, 0, "all")
+    }
+
+    fn on(mut shard: Shard, clients: usize, own_channels: usize, channel: &str) -> Self {
         for number in 0..clients {
             let mut path = String::from("/ws?channels=all");
             for own in 0..own_channels {
@@ -76,6 +85,76 @@ impl Crowd {
     }
 }
 
+/// A device that speaks the device protocol, and a channel whose history has 100 messages of 128 bytes.
+pub struct Recovering {
+    shard: Shard,
+    device: ConnectionKey,
+    backend: ConnectionKey,
+    publishes: Vec<u8>,
+    returns: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Recovering {
+    pub fn new() -> Self {
+        let mut shard = shard_value::shard(&with_history(), NOW);
+        let device = accept(&mut shard, Listener::Edge(0));
+        let end = "Sec-WebSocket-Protocol: gridcast.v1\r\n\r\n";
+        let request = handshake("/ws").replace("\r\n\r\n", &format!("\r\n{end}"));
+        shard.handle_bytes(NOW, device, request.into_bytes().as_mut_slice());
+        settle(&mut shard);
+        let backend = connect(&mut shard, Listener::Api, "/ws/v1");
+        let subscribe = client_frame(1, br#"{"m":"subscribe","p":{"c":["all"]},"i":1}"#);
+        shard.handle_bytes(NOW, device, &mut subscribe.clone());
+        let answer = written_to(&mut shard, device);
+        let position = answer.split(r#""o":""#).nth(1).and_then(|rest| rest.split('"').next());
+        let position = position.expect("the channel has a history").to_owned();
+        let publishes = client_frame(1, publish_call("all", 128).as_bytes()).repeat(100);
+        let returns = [
+            r#"{"m":"unsubscribe","p":{"c":["all"]},"i":2}"#.to_owned(),
+            format!(r#"{{"m":"subscribe","p":{{"c":["all"],"o":{{"all":"{position}"}}}},"i":3}}"#),
+        ];
+        let returns = returns.map(|call| client_frame(1, call.as_bytes())).concat();
+        let mut this = Self { shard, device, backend, publishes, returns, scratch: Vec::new() };
+        this.publish();
+        this.shard.handle_bytes(NOW, device, &mut this.returns.clone());
+        let got = written_to(&mut this.shard, device);
+        assert_eq!(got.matches(r#"{"e":"message""#).count(), 100);
+        this
+    }
+
+    /// Publishes 100 messages in one batch, until the device has all of them.
+    pub fn publish(&mut self) -> usize {
+        self.scratch.clone_from(&self.publishes);
+        self.shard.handle_bytes(NOW, self.backend, &mut self.scratch);
+        settle(&mut self.shard)
+    }
+
+    /// The device leaves the channel, comes back, and gets the 100 messages.
+    pub fn recover(&mut self) -> usize {
+        self.scratch.clone_from(&self.returns);
+        self.shard.handle_bytes(NOW, self.device, &mut self.scratch);
+        settle(&mut self.shard)
+    }
+}
+
+/// What is written to a connection until there is nothing left to do.
+fn written_to(shard: &mut Shard, to: ConnectionKey) -> String {
+    let mut written = Vec::new();
+    while shard.inspect().has_writes() || shard.poll_timeout() == Some(0) {
+        shard.handle_turn(NOW);
+        while let Some((key, batch)) =
+            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+        {
+            if key == to {
+                batch.iter().for_each(|chunk| written.extend_from_slice(chunk.bytes()));
+            }
+            write(shard, key, batch);
+        }
+    }
+    String::from_utf8_lossy(&written).into_owned()
+}
+
 /// A connection that is through its handshake.
 fn connect(shard: &mut Shard, listener: Listener, path: &str) -> ConnectionKey {
     let key = accept(shard, listener);
@@ -120,6 +199,13 @@ fn write(shard: &mut Shard, key: ConnectionKey, batch: Batch) {
     let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
     shard.recycle(batch);
     shard.handle_written(NOW, key, bytes, true);
+}
+
+fn with_history() -> Settings {
+    let policy = ChannelPolicy { messages: 256, bytes: usize::MAX, keep_ms: 60_000, copies: 1 };
+    let rule = ChannelRule { pattern: "all".into(), history: Some(policy) };
+    let channels = ChannelSettings { rules: Arc::new([rule]), history_bytes: 64 << 20 };
+    Settings { channels, ..settings() }
 }
 
 fn settings() -> Settings {

@@ -15,7 +15,7 @@ mod passing;
 mod shard_value;
 
 pub use codec::{Decoding, EncodingEvent, Handshake, Parsing, RemotePublishes};
-pub use crowd::Crowd;
+pub use crowd::{Crowd, Recovering};
 pub use fleet::Fleet;
 pub use passing::{Hop, Passing};
 
