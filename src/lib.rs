@@ -133,6 +133,10 @@
 //!    all have arrived or `limits.answer_ms` has passed, in the order of its calls
 //!    (`connection::replies`).
 //!
+//! A publish to a channel with history takes another way in step 3: to the home of the channel, which gives it a position and
+//! has the shards carry it out, in the same order everywhere (`shard::publishing`, `shard::homes`). It comes back as the
+//! position and the tallies.
+//!
 //! # The life of a client's message
 //!
 //! 1. `client::messages` decodes the message and encodes the event, once.
