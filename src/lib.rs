@@ -10,7 +10,7 @@
 //! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
 //! | [`message`] | the messages of shards, the mesh and the node: one enum per direction |
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit, and the logs of those on disk. Pure |
-//! | [`channel`] | channels with history: their messages, idempotency keys. Pure |
+//! | [`channel`] | channels with history: their messages, idempotency keys; who is present, not used by shards yet. Pure |
 //! | [`metrics`] | the counters of a shard, the figures of the process, and their text for `/metrics` |
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
