@@ -6,7 +6,7 @@ API, PAGE = (sys.argv[1:] + ["127.0.0.1:6789", "127.0.0.1:8080"][len(sys.argv) -
 KEY = b"an example's key, which is public"
 USERS = {"ada": "lovelace", "alan": "turing", "grace": "hopper"}  # your user database
 FILES = {"/": "room.html", "/gridcast.js": "../../clients/js/gridcast.js"}
-SAID = collections.defaultdict(lambda: collections.deque(maxlen=50))  # your database of what was said, by room
+SAID = {room: collections.deque(maxlen=50) for room in ("lobby", "tea", "garden")}  # your database of what was said
 
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -34,24 +34,24 @@ def call(method, **params):
     return answer["r"] if not answer["E"] else print(method, answer["E"]["m"], flush=True) or {}
 
 def publish(room, message, **more):
-    call("mesh.publish", c=f"room:{room}", d=json.dumps(message), **more)
+    return call("mesh.publish", c=f"room:{room}", d=json.dumps(message), **more)
 def online(room):
     return sorted({member["u"] for member in call("channel.members", c=f"room:{room}", max=1000).get("members", [])})
 
 def handle(client, name, room, message):
-    if room and ("enter" in message or "gone" in message) and name not in online(room):
+    if room and room != message.get("enter") and "say" not in message and name not in online(room):
         publish(room, {"left": name})
-    if "enter" in message:
+    if message.get("enter") in SAID:
         room = message["enter"]
         call("conn.call", c=client, f="set_context_value", a=["room", room])
         call("mesh.send", c=client, d=json.dumps({"room": room, "online": online(room), "said": list(SAID[room])}))
         publish(room, {"joined": name}, x=[client])
     elif "say" in message:
-        said = {"from": name, "say": message["say"], "to": message.get("to")}
+        said = {"id": message["id"], "from": name, "say": message["say"], "to": message.get("to")}
         if said["to"]:
-            return call("user.send", u=[said["to"], name], d=json.dumps(said))
-        SAID[room].append(said)
-        publish(room, said, k=message["id"])  # an event that comes again is published once
+            call("user.send", u=[said["to"], name], d=json.dumps(said))
+        elif publish(message["in"], said, k=said["id"]) and said not in SAID[message["in"]]:
+            SAID[message["in"]].append(said)  # an event that comes again is published and kept once
 
 if __name__ == "__main__":
     host, port = PAGE.rsplit(":", 1)
@@ -64,6 +64,6 @@ if __name__ == "__main__":
             try:
                 message = json.loads(what["frame"]["data"]) if "frame" in what else {"gone": True}
                 handle(event["c"], context["user_id"], context.get("room"), message)
-            except (ValueError, KeyError, TypeError) as error:
+            except Exception as error:
                 print("not understood:", error, flush=True)
             call("queue.ack", g=event["g"])

@@ -11,7 +11,8 @@ use hashbrown::HashMap;
 use super::memory::Shortage;
 use super::settings::Settings;
 use super::turn::Turn;
-use crate::address::ShardId;
+use super::work;
+use crate::address::{ClientId, ShardId};
 use crate::channel::histories::Histories;
 use crate::channel::keys::{TooManyKeys, UsedKey, UsedKeys};
 use crate::message::{
@@ -193,7 +194,11 @@ impl ChannelHomes {
         Placement { position, tally, awaited }: Placement,
     ) -> Requester {
         let publish = &accepted.placed.publish;
-        let bytes = QUEUED_FRAME_BYTES + publish.frame.bytes().len() + publish.channel.len();
+        let excluded = publish.excluded.as_ref().map_or(0, |excluded| excluded.len());
+        let bytes = QUEUED_FRAME_BYTES
+            + publish.frame.bytes().len()
+            + publish.channel.len()
+            + excluded * size_of::<ClientId>();
         let (key, awaited) = (accepted.key, awaited as usize);
         self.delivery_bytes += bytes;
         let delivery = HomeDelivery { asker, key, position, tally, awaited, bytes };
@@ -227,6 +232,7 @@ impl ChannelHomes {
         let Some(policy) = settings.channels.history_of(&channel) else { return };
         let recovered = self.histories.recover(&channel, policy, since, bytes_max, turn.now.ms);
         let (position, missed) = (recovered.position, recovered.missed);
+        turn.work.spend(work::of_missed(missed.as_ref().map_or(0, Vec::len)));
         let answer = RecoveryAnswer { connection, channel, position, missed };
         // Behind the messages that were sent to the shard before.
         let requester =

@@ -58,6 +58,11 @@ pub(super) fn of_deflating(bytes: usize) -> u32 {
     of_bytes(bytes).saturating_mul(9)
 }
 
+/// Returns the units for looking up this many missed messages.
+pub(super) fn of_missed(messages: usize) -> u32 {
+    (messages / 16) as u32
+}
+
 /// Returns the units for subscribing to this many channels, or unsubscribing.
 pub(super) fn of_channels(channels: usize) -> u32 {
     (channels / 8) as u32

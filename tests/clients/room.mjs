@@ -11,6 +11,7 @@ const shows = (person, text) => person.until(`document.querySelector("ol").inner
 async function logIn(name, password) {
   const person = await browser.open(`${page}?edge=${encodeURIComponent(edge)}`);
   await person.until("document.querySelector('#login')?.onsubmit && true");
+  await person.evaluate("window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); window.socket = this; } }");
   await person.fill("#login [name=name]", name);
   await person.fill("#login [name=password]", password);
   await person.click("#login button");
@@ -38,6 +39,14 @@ await say(alan, "between us", "ada");
 await shows(ada, "alan, to you alone");
 await shows(ada, "between us");
 if (screenshot) await ada.screenshot(screenshot);
+// Who comes back is in the room again, and is heard.
+await ada.evaluate("window.socket.close()");
+await ada.until("document.querySelector('header output').textContent.startsWith('back in')");
+await say(ada, "from a tunnel");
+await shows(alan, "from a tunnel");
+await shows(alan, "ada has come.");
+await say(alan, "welcome back");
+await shows(ada, "welcome back");
 await alan.evaluate(`(() => { const rooms = document.querySelector("#rooms"); rooms.value = "tea"; rooms.onchange({ target: rooms }); })()`);
 await shows(alan, "You are in tea.");
 await shows(ada, "alan has gone.");

@@ -2,7 +2,8 @@
 //!
 //! Redis carries out the `XADD`s of a transaction one after another, with nothing between them. Where it takes no
 //! writes (no memory is left, it is a replica) it carries out none. So the order of each client holds. A batch
-//! whose answer was lost is stored twice: the field `id` of its entries is the same.
+//! whose answer was lost is stored twice, and so are the other entries of a batch of which one is refused: the field `id` of these
+//! entries is the same.
 //!
 //! A source is a consumer of a group, named after its node. First it takes what an earlier run of the node has left, then
 //! from time to time what other consumers have left, and new entries.

@@ -62,7 +62,7 @@ pub struct SubscribedChannel {
 /// What follows from a position that a device gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelRecovery {
-    /// So many messages were missed, and follow.
+    /// This many messages were missed. They follow.
     Complete(usize),
     /// Messages may be missing. None follow.
     Incomplete,

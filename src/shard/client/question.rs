@@ -62,7 +62,7 @@ impl Need {
 pub enum Progress {
     /// The request has just arrived.
     New,
-    /// The keys that it waited for are as they will be. It does not wait for keys again.
+    /// The fetch of the missing keys has ended. The token does not wait for keys again.
     KeysKnown,
     /// The admission hook lets the client in, who is granted this, and what the hook adds.
     Admitted(Box<Granted>, Box<Admission>),

@@ -129,22 +129,29 @@ impl Clients {
         let bytes_max =
             (connection.outbound_max() / MISSED_PART).saturating_sub(connection.outbound.charge());
         let (mut out, mut compressed, mut saved_bytes) = (Vec::new(), 0, 0);
+        let mut enveloped_bytes = 0;
+        let work_of = |bytes: usize| match form.window() {
+            Some(_) => work::of_deflating(bytes),
+            None => work::of_bytes(bytes),
+        };
         for (position, frame) in &missed {
             self.envelope.clear();
             let origin = MessageOrigin { channel: Some(channel), position: Some(*position) };
             api::put_device_message(&mut self.envelope, origin, frame.kind(), frame.payload());
+            enveloped_bytes += self.envelope.len();
             let body = self.deflater.body(form.window(), Kind::Text, &self.envelope);
             let saved = self.envelope.len() - body.bytes.len();
             (compressed, saved_bytes) = (compressed + u64::from(saved > 0), saved_bytes + saved);
             body.put(&mut out);
             if out.len() > bytes_max {
+                turn.work.spend(work_of(enveloped_bytes));
                 return false;
             }
         }
         turn.counters.compressions += compressed;
         turn.counters.note_compressed(compressed, saved_bytes);
         turn.counters.recovered += missed.len() as u64;
-        turn.work.spend(work::of_bytes(out.len()));
+        turn.work.spend(work_of(enveloped_bytes));
         if connection.is_observed() {
             for (_, frame) in &missed {
                 turn.observe_message(connection, TapEvent::Out(frame.kind(), frame.payload()));

@@ -24,9 +24,17 @@ use crate::shard::work;
 /// What a tap shows of a call with a token.
 pub(super) const TOKEN_CALL_SHOWN: &[u8] = br#"{"m":"token"}"#;
 
-/// Whether a message of a device is a call with a token, which nobody else may see.
+/// Whether a message of a device is a call with a token, which nobody else may see, or may be a malformed one.
 pub(super) fn offers_token(parser: &mut Parser, payload: &[u8]) -> bool {
-    matches!(parser.device_request(&mut payload.to_vec()).call, Ok(DeviceCall::Token(_)))
+    match parser.device_request(&mut payload.to_vec()).call {
+        Ok(call) => matches!(call, DeviceCall::Token(_)),
+        // Malformed. It may have a token all the same, and its name may be escaped.
+        Err(_) => contains(payload, b"token") || contains(payload, b"\\u"),
+    }
+}
+
+fn contains(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|part| part == word)
 }
 
 impl Clients {
@@ -172,4 +180,26 @@ fn check<'k>(
 
 fn no_tokens() -> Fault {
     Fault::new(Code::InvalidArgument, "m: this route takes no tokens")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_may_have_a_token_is_hidden_from_taps_and_nothing_else() {
+        let mut parser = Parser::default();
+        for (call, is_hidden) in [
+            (r#"{"m":"token","p":{"token":"a.b.c"},"i":1}"#, true),
+            (r#"{"m":"token","p":{"token":"a.b.c"},"i":{}}"#, true),
+            (r#"{"m":"token","p":{"token":"a.b.c"#, true),
+            (r#"{"m":"\u0074oken","p":{"\u0074oken":"a.b.c"},"i":[]}"#, true),
+            (r#"{"m":"tokens","p":{"token":"a.b.c"},"i":1}"#, true),
+            (r#"{"m":"push","p":{"d":"a token"},"i":1}"#, false),
+            (r#"{"m":"push","p":{"d":1},"i":1}"#, false),
+            ("ping", false),
+        ] {
+            assert_eq!(offers_token(&mut parser, call.as_bytes()), is_hidden, "{call}");
+        }
+    }
 }

@@ -61,7 +61,7 @@ pub struct OfferedToken {
 pub enum TokenProgress {
     /// The token has just arrived.
     New,
-    /// The keys that it waited for are as they will be. It does not wait for keys again.
+    /// The fetch of the missing keys has ended. The token does not wait for keys again.
     KeysKnown,
     /// The token cannot be checked.
     Failed(Fault),
