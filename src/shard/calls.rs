@@ -18,11 +18,9 @@ impl Shard {
     /// known, in the order of the calls.
     pub(super) fn call(&mut self, caller: Caller, call: Result<Call<'_>, Fault>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        let Some((caller, call)) =
-            publishing::park(turn, connections, &self.backends, caller, call)
-        else {
-            return;
-        };
+        if publishing::must_wait(turn, connections, &self.backends, caller.key, &call) {
+            return publishing::park(connections, caller, call);
+        }
         turn.counters.calls += 1;
         self.backends.note_call(turn, connections, caller.key, &call);
         if turn.taps.is_active()

@@ -240,6 +240,12 @@ impl ChannelHomes {
         turn.ask_local(from, requester, LocalCommand::Recover(Box::new(answer)));
     }
 
+    /// Whether a channel or a key is remembered.
+    #[inline]
+    pub(super) fn has_work(&self) -> bool {
+        self.histories.channels() > 0 || !self.keys.is_empty()
+    }
+
     /// Forgets what is too old, and what the node has no memory for, some at a time. `is_followed` says whether a channel
     /// may have subscribers.
     pub(super) fn handle_turn(
@@ -258,6 +264,9 @@ impl ChannelHomes {
     /// Returns when [`Self::handle_turn`] has work next, in milliseconds on the shard's clock.
     #[inline]
     pub(super) fn next_turn(&self) -> Option<u64> {
+        if !self.has_work() {
+            return None;
+        }
         let times = [self.histories.next_sweep(), self.keys.next_expiry()];
         times.into_iter().flatten().min()
     }

@@ -346,9 +346,11 @@ impl Shard {
             Walk::UserInfo(walk) => self.clients.walk_user_info(connections, walk, budget),
         });
         self.topics.home.handle_timeout(turn);
-        self.homes.handle_turn(turn, |turn, channel| {
-            self.clients.has_channel(channel) || turn.has_subscribers_elsewhere(channel)
-        });
+        if self.homes.has_work() {
+            self.homes.handle_turn(turn, |turn, channel| {
+                self.clients.has_channel(channel) || turn.has_subscribers_elsewhere(channel)
+            });
+        }
         self.backends.continue_takes(turn, connections);
         self.route();
         self.clients.begin_turn(self.turn.now.ms, self.connections.has_bulk_writes());

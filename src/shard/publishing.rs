@@ -13,8 +13,8 @@ use super::turn::Turn;
 use crate::address::ShardId;
 use crate::address::placement::home_of_channel;
 use crate::message::{
-    BackendId, HomePublish, LocalCommand, LocalMessage, PlacedPublish, Placement, Publish,
-    Requester, Ticket,
+    BackendId, ConnectionKey, HomePublish, LocalCommand, LocalMessage, PlacedPublish, Placement,
+    Publish, Requester, Ticket,
 };
 use crate::protocol::api::{Call, Code, Content, Fault, MultiPublish, Reply, Tally};
 use crate::protocol::frame::Frame;
@@ -29,6 +29,7 @@ pub(super) struct HomeParts<'s> {
 }
 
 /// Whether a call is a publish that goes through the home of a channel.
+#[inline]
 pub(super) fn is_placed(turn: &Turn, call: &Call<'_>) -> bool {
     let channels = &turn.settings.channels;
     match call {
@@ -41,55 +42,47 @@ pub(super) fn is_placed(turn: &Turn, call: &Call<'_>) -> bool {
     }
 }
 
-/// Parks a call that has to wait until earlier calls of its connection are answered. Returns any other call.
+/// Whether a call has to wait until earlier calls of its connection are answered.
 #[inline]
-pub(super) fn park<'c>(
+pub(super) fn must_wait(
     turn: &Turn,
     connections: &mut Connections,
     backends: &Backends,
-    caller: Caller,
-    call: Result<Call<'c>, Fault>,
-) -> Option<(Caller, Result<Call<'c>, Fault>)> {
-    let has_placed = backends.has_placed_publishes();
-    if !has_placed && turn.settings.channels.rules.is_empty() {
-        // The only calls through homes are those with a key.
-        let is_keyed = matches!(&call, Ok(Call::MultiPublish(publish)) if publish.key.is_some());
-        if !is_keyed {
-            return Some((caller, call));
-        }
-    }
-    park_if_mixed(turn, connections, caller, call)
+    key: ConnectionKey,
+    call: &Result<Call<'_>, Fault>,
+) -> bool {
+    // Most nodes have no channels with history, and then the only calls through homes are those with a key.
+    let is_keyed = || matches!(call, Ok(Call::MultiPublish(publish)) if publish.key.is_some());
+    let may_wait =
+        backends.has_placed_publishes() || !turn.settings.channels.rules.is_empty() || is_keyed();
+    may_wait && must_wait_for_others(turn, connections, key, call)
 }
 
-fn park_if_mixed<'c>(
+#[inline(never)]
+fn must_wait_for_others(
     turn: &Turn,
     connections: &mut Connections,
-    caller: Caller,
-    call: Result<Call<'c>, Fault>,
-) -> Option<(Caller, Result<Call<'c>, Fault>)> {
-    let call = match call {
-        Ok(call) => call,
-        Err(fault) => return Some((caller, Err(fault))),
-    };
-    let Caller { key, shape } = caller;
-    let Some(replies) = connections.get(key).and_then(Connection::replies) else {
-        return Some((Caller { key, shape }, Ok(call)));
-    };
-    let must_wait = match is_placed(turn, &call) {
-        true => replies.has_direct_call(),
-        false => replies.has_placed_publish(),
-    };
-    if !must_wait {
-        return Some((Caller { key, shape }, Ok(call)));
-    }
-    match ParkedCall::new(shape, call) {
-        Ok(parked) => {
-            replies.park(parked);
-            connections.pause(key, Pause::Answers);
-            None
+    key: ConnectionKey,
+    call: &Result<Call<'_>, Fault>,
+) -> bool {
+    let Ok(call) = call else { return false };
+    let Some(replies) = connections.get(key).and_then(Connection::replies) else { return false };
+    ParkedCall::takes(call)
+        && match is_placed(turn, call) {
+            true => replies.has_direct_call(),
+            false => replies.has_placed_publish(),
         }
-        Err((shape, call)) => Some((Caller { key, shape }, Ok(call))),
+}
+
+/// Parks a call that has to wait. The connection is not read from meanwhile.
+pub(super) fn park(connections: &mut Connections, caller: Caller, call: Result<Call<'_>, Fault>) {
+    let Caller { key, shape } = caller;
+    let parked = call.ok().and_then(|call| ParkedCall::new(shape, call));
+    let parked = parked.expect("only a call that can be parked has to wait");
+    if let Some(replies) = connections.get(key).and_then(Connection::replies) {
+        replies.park(parked);
     }
+    connections.pause(key, Pause::Answers);
 }
 
 /// Publishes to a channel with history.

@@ -45,11 +45,21 @@ impl OwnedContent {
 }
 
 impl ParkedCall {
-    /// Copies a call for clients.
-    ///
-    /// # Errors
-    /// The call is not for clients, so that it cannot overtake one that is.
-    pub fn new<'c>(shape: Shape, call: Call<'c>) -> Result<Self, (Shape, Call<'c>)> {
+    /// Whether a call can be parked: it is for clients. No other call can overtake one that is.
+    pub fn takes(call: &Call<'_>) -> bool {
+        matches!(
+            call,
+            Call::Send(..)
+                | Call::Publish(..)
+                | Call::MultiPublish(_)
+                | Call::Call(..)
+                | Call::UserSend(..)
+                | Call::UserCall(..)
+        )
+    }
+
+    /// Copies a call. `None`: it cannot be parked.
+    pub fn new(shape: Shape, call: Call<'_>) -> Option<Self> {
         let call = match call {
             Call::Send(client, content) => OwnedCall::Send(client, OwnedContent::of(content)),
             Call::Publish(channel, content) => {
@@ -68,9 +78,9 @@ impl ParkedCall {
             Call::Call(client, function) => OwnedCall::Call(client, function),
             Call::UserSend(users, content) => OwnedCall::UserSend(users, OwnedContent::of(content)),
             Call::UserCall(users, function) => OwnedCall::UserCall(users, function),
-            other => return Err((shape, other)),
+            _ => return None,
         };
-        Ok(Self { shape, call })
+        Some(Self { shape, call })
     }
 
     /// Has the call carried out: passes on the format of its answer, and the call.
