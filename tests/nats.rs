@@ -14,7 +14,9 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Stream};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use support::{Engine, Server, Socket, sample, until, with_orders};
+use support::{
+    Engine, Server, Socket, assert_complete, sample, send_numbers, sink_sample, until, with_orders,
+};
 use tokio::runtime::{Builder, Runtime};
 
 /// A NATS server with a user and JetStream, whose store outlives its process.
@@ -84,34 +86,18 @@ fn server(url: &str) -> Server {
     )))
 }
 
-fn metric(server: &Server, name: &str) -> u64 {
-    sample(server, &format!("sink_{name}{{sink=\"s\"}}"))
-}
-
-fn send(devices: &mut [Socket], numbers: std::ops::Range<u64>) {
-    for number in numbers {
-        devices.iter_mut().for_each(|device| device.send_text(&number.to_string()));
-    }
-}
-
-fn assert_complete(stored: &BTreeMap<String, Vec<u64>>, devices: usize, count: u64) {
-    let all: Vec<u64> = (0..count).collect();
-    assert_eq!(stored.len(), devices);
-    assert!(stored.values().all(|numbers| *numbers == all), "{stored:?}");
-}
-
 #[test]
 fn every_event_is_stored_once_and_in_order_though_the_server_is_killed_and_restarted() {
     let Some(mut nats) = Nats::start() else { return };
     nats.stream(orders());
     let server = server(&nats.url("hush"));
     let mut devices: Vec<Socket> = (0..10).map(|_| server.device("/in")).collect();
-    send(&mut devices, 0..100);
-    until(|| metric(&server, "delivered_total") > 0);
+    send_numbers(&mut devices, 0..100);
+    until(|| sink_sample(&server, "delivered_total") > 0);
     nats.engine.kill();
     nats.engine.revive();
-    send(&mut devices, 100..200);
-    until(|| metric(&server, "lag_events") == 0);
+    send_numbers(&mut devices, 100..200);
+    until(|| sink_sample(&server, "lag_events") == 0);
     let stored = nats.stored(&nats.stream(orders()), 2000);
     assert_complete(&stored, 10, 200);
 }
@@ -122,9 +108,9 @@ fn wrong_credentials_cost_nothing_but_backlog_and_are_named_without_the_password
     nats.stream(orders());
     let mut server = server(&nats.url("wrong-one"));
     let mut devices = [server.device("/in")];
-    send(&mut devices, 0..3);
+    send_numbers(&mut devices, 0..3);
     server.logs("authorization");
-    until(|| metric(&server, "up") == 0 && metric(&server, "lag_events") == 3);
+    until(|| sink_sample(&server, "up") == 0 && sink_sample(&server, "lag_events") == 3);
     server.interrupt();
     server.kill();
     let (_, lines) = server.finish();
@@ -138,11 +124,11 @@ fn a_full_stream_holds_the_events_back_until_it_has_room() {
     let stream = nats.stream(full);
     let mut server = server(&nats.url("hush"));
     let mut devices = [server.device("/in")];
-    send(&mut devices, 0..4);
+    send_numbers(&mut devices, 0..4);
     server.logs("maximum messages exceeded");
     nats.runtime.block_on(async { stream.purge().await.expect("it is emptied") });
     // Doubles of the first two are dropped by their ids.
-    until(|| metric(&server, "lag_events") == 0);
+    until(|| sink_sample(&server, "lag_events") == 0);
     let stored = nats.stored(&stream, 2);
     assert_eq!(stored.into_values().next(), Some(vec![2, 3]));
 }
@@ -158,7 +144,7 @@ fn the_subject_of_a_pushed_event_has_its_key() {
         push.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
         backend.done("queue.push", &push);
     }
-    until(|| metric(&server, "delivered_total") == 2);
+    until(|| sink_sample(&server, "delivered_total") == 2);
     nats.runtime.block_on(async {
         for subject in ["orders.room%2E7", "orders.-"] {
             stream.get_last_raw_message_by_subject(subject).await.expect("a message");

@@ -12,7 +12,9 @@ use std::process::Command;
 use redis::{Commands, Connection, Value as Answer, cmd};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Engine, Server, Socket, sample, until, with_orders};
+use support::{
+    Engine, Server, Socket, assert_complete, sample, send_numbers, sink_sample, until, with_orders,
+};
 
 fn serve(port: u16, folder: &Path) -> Command {
     let mut command = Command::new("redis-server");
@@ -56,16 +58,6 @@ fn server(redis: &Engine, password: &str, keys: &str) -> Server {
     )))
 }
 
-fn metric(server: &Server, name: &str) -> u64 {
-    sample(server, &format!("sink_{name}{{sink=\"s\"}}"))
-}
-
-fn send(devices: &mut [Socket], numbers: std::ops::Range<u64>) {
-    for number in numbers {
-        devices.iter_mut().for_each(|device| device.send_text(&number.to_string()));
-    }
-}
-
 /// The entries of a stream: their fields in order.
 fn entries(connection: &mut Connection, stream: &str) -> Vec<Vec<(String, String)>> {
     type Entry = (String, Vec<(String, String)>);
@@ -90,26 +82,20 @@ fn stored(connection: &mut Connection, stream: &str) -> BTreeMap<String, Vec<u64
     stored
 }
 
-fn assert_complete(stored: &BTreeMap<String, Vec<u64>>, devices: usize, count: u64) {
-    let all: Vec<u64> = (0..count).collect();
-    assert_eq!(stored.len(), devices);
-    assert!(stored.values().all(|numbers| *numbers == all), "{stored:?}");
-}
-
 #[test]
 fn every_event_is_stored_in_order_though_the_server_is_killed_and_restarted() {
     let Some(mut redis) = Engine::start(serve) else { return };
     connect(&redis);
     let server = server(&redis, "hush", "stream = \"orders\"");
     let mut devices: Vec<Socket> = (0..10).map(|_| server.device("/in")).collect();
-    send(&mut devices, 0..100);
-    until(|| metric(&server, "delivered_total") > 0);
+    send_numbers(&mut devices, 0..100);
+    until(|| sink_sample(&server, "delivered_total") > 0);
     redis.kill();
-    send(&mut devices, 100..200);
-    until(|| metric(&server, "up") == 0 && metric(&server, "lag_events") > 0);
+    send_numbers(&mut devices, 100..200);
+    until(|| sink_sample(&server, "up") == 0 && sink_sample(&server, "lag_events") > 0);
     redis.revive();
-    until(|| metric(&server, "lag_events") == 0);
-    assert_eq!(metric(&server, "up"), 1);
+    until(|| sink_sample(&server, "lag_events") == 0);
+    assert_eq!(sink_sample(&server, "up"), 1);
     assert_complete(&stored(&mut connect(&redis), "orders"), 10, 200);
 }
 
@@ -119,9 +105,9 @@ fn a_wrong_password_costs_nothing_but_backlog_and_is_named_without_being_shown()
     connect(&redis);
     let mut server = server(&redis, "wrong-one", "stream = \"orders\"");
     let mut devices = [server.device("/in")];
-    send(&mut devices, 0..3);
+    send_numbers(&mut devices, 0..3);
     server.logs("Password authentication failed");
-    until(|| metric(&server, "up") == 0 && metric(&server, "lag_events") == 3);
+    until(|| sink_sample(&server, "up") == 0 && sink_sample(&server, "lag_events") == 3);
     server.interrupt();
     server.kill();
     let (_, lines) = server.finish();
@@ -135,16 +121,16 @@ fn a_server_that_is_full_or_a_replica_holds_the_events_back_until_it_takes_them(
     let mut server = server(&redis, "hush", "stream = \"orders\"");
     let mut devices = [server.device("/in"), server.device("/in")];
     tell(&mut connection, "CONFIG SET maxmemory 1");
-    send(&mut devices, 0..3);
+    send_numbers(&mut devices, 0..3);
     server.logs("command not allowed when used memory > 'maxmemory'");
-    until(|| metric(&server, "lag_events") == 6);
+    until(|| sink_sample(&server, "lag_events") == 6);
     tell(&mut connection, "CONFIG SET maxmemory 0");
-    until(|| metric(&server, "lag_events") == 0);
+    until(|| sink_sample(&server, "lag_events") == 0);
     tell(&mut connection, "REPLICAOF 127.0.0.1 1");
-    send(&mut devices, 3..6);
+    send_numbers(&mut devices, 3..6);
     server.logs("against a read only replica");
     tell(&mut connection, "REPLICAOF NO ONE");
-    until(|| metric(&server, "lag_events") == 0);
+    until(|| sink_sample(&server, "lag_events") == 0);
     // No transaction was carried out in part.
     assert_eq!(entries(&mut connection, "orders").len(), 12);
     assert_complete(&stored(&mut connection, "orders"), 2, 6);
@@ -156,14 +142,14 @@ fn a_server_that_stands_still_delays_its_sink_alone() {
     let mut connection = connect(&redis);
     let server = server(&redis, "hush", "stream = \"orders\"");
     let mut devices = [server.device("/in")];
-    send(&mut devices, 0..1);
-    until(|| metric(&server, "delivered_total") == 1);
+    send_numbers(&mut devices, 0..1);
+    until(|| sink_sample(&server, "delivered_total") == 1);
     redis.signal(Signal::STOP);
-    send(&mut devices, 1..50);
-    until(|| metric(&server, "lag_events") == 49);
+    send_numbers(&mut devices, 1..50);
+    until(|| sink_sample(&server, "lag_events") == 49);
     server.backend().done("mesh.publish", &json!({"c": "news", "d": "x"}));
     redis.signal(Signal::CONT);
-    until(|| metric(&server, "lag_events") == 0);
+    until(|| sink_sample(&server, "lag_events") == 0);
     assert_complete(&stored(&mut connection, "orders"), 1, 50);
 }
 
@@ -175,11 +161,11 @@ fn a_stream_of_a_client_has_its_events_alone_and_keeps_about_as_many_as_it_may()
     tell(&mut connection, "CONFIG SET stream-node-max-entries 10");
     let server = server(&redis, "hush", "stream = \"in:{client}\", max_len = 10");
     let mut devices: Vec<Socket> = (0..2).map(|_| server.device("/in")).collect();
-    send(&mut devices, 0..100);
+    send_numbers(&mut devices, 0..100);
     let mut backend = server.backend();
     backend.done("queue.push", &json!({"t": "orders", "d": "x", "k": "room 7"}));
     backend.done("queue.push", &json!({"t": "orders", "d": "x"}));
-    until(|| metric(&server, "delivered_total") == 202);
+    until(|| sink_sample(&server, "delivered_total") == 202);
     let mut streams: Vec<String> = connection.keys("in:*").expect("keys");
     streams.sort();
     assert_eq!((streams.len(), &*streams[0]), (4, "in:-"));
@@ -200,11 +186,11 @@ fn a_key_that_is_no_stream_is_named_and_holds_the_events_back() {
     let mut connection = connect(&redis);
     tell(&mut connection, "SET orders text");
     let mut server = server(&redis, "hush", "stream = \"orders\"");
-    send(&mut [server.device("/in")], 0..1);
+    send_numbers(&mut [server.device("/in")], 0..1);
     server.logs("WRONGTYPE");
     let deleted: Answer = connection.del("orders").expect("it is there");
     assert_eq!(deleted, Answer::Int(1));
-    until(|| metric(&server, "lag_events") == 0);
+    until(|| sink_sample(&server, "lag_events") == 0);
     assert_complete(&stored(&mut connection, "orders"), 1, 1);
 }
 

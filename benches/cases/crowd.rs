@@ -23,13 +23,13 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So many clients on the channel `all`, each on so many channels of its own besides. The back
-    /// end publishes 128 bytes to `channel`, over and over.
+    /// A shard with `clients` subscribers of the channel `all`, each of which has `own_channels` other channels. The back end
+    /// publishes 128 bytes to `channel`, over and over.
     pub fn new(clients: usize, own_channels: usize, channel: &str) -> Self {
         Self::on(shard_value::shard(&settings(), NOW), clients, own_channels, channel)
     }
 
-    /// So many clients on the channel `all`, which has a history of 256 messages.
+    /// A shard with `clients` subscribers of the channel `all`, which has a history of 256 messages.
     pub fn with_history(clients: usize) -> Self {
         Self::on(shard_value::shard(&with_history(), NOW), clients, 0, "all")
     }
@@ -138,7 +138,7 @@ impl Recovering {
     }
 }
 
-/// What is written to a connection until there is nothing left to do.
+/// Runs turns until the shard has nothing left to do, and returns the text that it has written to one connection.
 fn written_to(shard: &mut Shard, to: ConnectionKey) -> String {
     let mut written = Vec::new();
     while shard.inspect().has_writes() || shard.poll_timeout() == Some(0) {

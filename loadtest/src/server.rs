@@ -31,11 +31,11 @@ pub struct Setup {
 /// Whether what clients send is stored on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disk {
-    /// It is not.
+    /// Nothing is stored on disk.
     Unused,
-    /// It is, and servers that can do without sync it from time to time.
+    /// Messages are stored on disk. A server that can answer before a sync does so.
     Used,
-    /// It is, and every server syncs before it answers.
+    /// Messages are stored on disk, and every server syncs before it answers.
     Synced,
 }
 

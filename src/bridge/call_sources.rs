@@ -37,7 +37,7 @@ pub(super) struct SourceTask {
     pub source: Arc<CallSource>,
     /// The run.
     pub run: SourceRun,
-    /// What is to be done.
+    /// The task of the engine.
     pub work: SourceWork,
 }
 

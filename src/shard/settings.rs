@@ -309,7 +309,7 @@ pub struct ChannelSettings {
 pub struct ChannelRule {
     /// The name of the channel, or a prefix followed by `*`.
     pub pattern: Box<str>,
-    /// What is kept of each channel. `None`: nothing.
+    /// The bounds of the history of each channel. `None`: the channels have no history.
     pub history: Option<ChannelPolicy>,
 }
 

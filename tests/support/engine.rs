@@ -1,6 +1,8 @@
 //! Engines as processes that the tests start, kill and start again.
 
+use std::collections::BTreeMap;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio, id};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +10,10 @@ use std::{env, fs};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Server, refusing_port, until};
+use super::{Server, Socket, refusing_port, until};
+
+/// Ports that are tried, one after another.
+const PORTS_TRIED: u32 = 10;
 
 /// An engine on a port of its own, with a folder that outlives its process.
 pub struct Engine {
@@ -25,23 +30,35 @@ impl Engine {
         static FOLDERS: AtomicUsize = AtomicUsize::new(0);
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let folder = env::temp_dir().join(format!("gridcast-engine-{}-{number}", id()));
-        fs::create_dir_all(&folder).expect("the folder for temporary files can be written");
-        // The port is free again when the socket is dropped.
-        let (socket, address) = refusing_port();
-        drop(socket);
-        let mut command_line = command(address.port(), &folder);
-        let program = command_line.get_program().to_string_lossy().into_owned();
-        let Some(process) = spawn(&mut command_line) else {
-            eprintln!("skipped: {program} is not installed");
-            return None;
-        };
-        let engine = Self { process, command, port: address.port(), folder };
-        engine.wait();
-        Some(engine)
+        // The port of a socket that is dropped is free again, unless somebody else takes it before the engine. Then the
+        // engine ends, and another port is tried.
+        for _ in 0..PORTS_TRIED {
+            let (socket, address) = refusing_port();
+            drop(socket);
+            fs::create_dir_all(&folder).expect("the folder for temporary files can be written");
+            let mut command_line = command(address.port(), &folder);
+            let Some(process) = spawn(&mut command_line) else {
+                let program = command_line.get_program().to_string_lossy().into_owned();
+                eprintln!("skipped: {program} is not installed");
+                return None;
+            };
+            let mut engine =
+                Self { process, command, port: address.port(), folder: folder.clone() };
+            if engine.listens() {
+                return Some(engine);
+            }
+        }
+        panic!("no engine could use its port");
     }
 
-    fn wait(&self) {
-        until(|| TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+    /// Waits until the engine listens. Returns false if it has ended.
+    fn listens(&mut self) -> bool {
+        let mut has_ended = false;
+        until(|| {
+            has_ended = self.process.try_wait().expect("it is a child").is_some();
+            has_ended || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+        !has_ended
     }
 
     /// Kills the engine.
@@ -54,7 +71,7 @@ impl Engine {
     pub fn revive(&mut self) {
         let process = spawn(&mut (self.command)(self.port, &self.folder));
         self.process = process.expect("it was there before");
-        self.wait();
+        assert!(self.listens(), "the port is taken");
     }
 
     /// Stops the process, or lets it go on.
@@ -90,4 +107,25 @@ pub fn sample(server: &Server, name: &str) -> u64 {
     let (text, sample) = (server.get("/metrics").body, format!("gridcast_{name} "));
     let value = text.lines().find_map(|line| line.strip_prefix(&sample));
     value.unwrap_or_else(|| panic!("{name} is in {text}")).parse().expect("a number")
+}
+
+/// The value of a sample of the sink `s` in `/metrics`, such as `up`.
+#[track_caller]
+pub fn sink_sample(server: &Server, name: &str) -> u64 {
+    sample(server, &format!("sink_{name}{{sink=\"s\"}}"))
+}
+
+/// Has every device send these numbers, one message each.
+pub fn send_numbers(devices: &mut [Socket], numbers: Range<u64>) {
+    for number in numbers {
+        devices.iter_mut().for_each(|device| device.send_text(&number.to_string()));
+    }
+}
+
+/// Asserts that an engine has all numbers below `count` of each of so many devices, in order.
+#[track_caller]
+pub fn assert_complete(stored: &BTreeMap<String, Vec<u64>>, devices: usize, count: u64) {
+    let all: Vec<u64> = (0..count).collect();
+    assert_eq!(stored.len(), devices);
+    assert!(stored.values().all(|numbers| *numbers == all), "{stored:?}");
 }

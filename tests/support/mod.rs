@@ -21,7 +21,7 @@ mod users;
 
 use std::time::{Duration, Instant};
 
-pub use engine::{Engine, sample, with_orders};
+pub use engine::{Engine, assert_complete, sample, send_numbers, sink_sample, with_orders};
 pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
 pub use program::{browser, program};

@@ -33,7 +33,7 @@ impl RedisUrl {
     /// Checks a URL: `redis://`, a host, and a user, a password, a port and the number of a database if need be.
     ///
     /// # Errors
-    /// What is expected, in words.
+    /// The text is no such URL. The error says which form a URL has.
     pub fn new(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str =
             "expected a URL such as \"redis://127.0.0.1:6379\" or \"redis://:PASSWORD@10.0.0.5/0\"";
