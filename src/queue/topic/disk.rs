@@ -341,7 +341,10 @@ impl Topic {
             return;
         }
         if is_aged {
-            self.aged += 1;
+            // Where the event waits already, it counts when it is dropped there.
+            let waits = self.all_groups().any(|group| group.lanes.has(client, number))
+                || self.sinks.iter().any(|sink| sink.waits(number));
+            self.aged += u64::from(!waits);
             return self.drop_stored(number, client, frame.bytes().len());
         }
         of_group.take(frame.bytes().len());

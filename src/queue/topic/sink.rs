@@ -157,8 +157,12 @@ impl SinkGroup {
 
     /// Whether an event waits, or the engine has not acknowledged it.
     pub(super) fn has(&self, number: MessageNumber) -> bool {
-        self.in_flight.contains_key(&number)
-            || self.waiting.binary_search_by_key(&number, |(_, item)| item.number).is_ok()
+        self.in_flight.contains_key(&number) || self.waits(number)
+    }
+
+    /// Whether an event waits.
+    pub(super) fn waits(&self, number: MessageNumber) -> bool {
+        self.waiting.binary_search_by_key(&number, |(_, item)| item.number).is_ok()
     }
 
     /// Drops the first event that waits if it has this number, and returns its bytes.

@@ -538,3 +538,31 @@ fn whatever_was_stored_comes_to_every_group_in_order_however_often_the_node_is_k
         assert_eq!((bench.topic.messages(), bench.files.len().min(1)), (0, 1), "seed {seed}");
     }
 }
+
+#[test]
+fn an_event_that_is_too_old_where_it_waits_and_where_it_is_read_counts_once() {
+    let mut bench = Bench::new(1024);
+    bench.topic.set_policy(Policy { age_max_us: 1_000_000, ..Policy::default() });
+    bench.join(1, None);
+    bench.join(2, Some("audit"));
+    // 16 MiB, twice what a group holds in memory.
+    for number in 0..64 {
+        assert!(bench.push(number, &"x".repeat(1 << 18)), "{number}");
+        bench.store();
+    }
+    let handed = bench.handed();
+    let of = |index| handed.iter().filter(move |(to, ..)| *to == index).map(|(_, _, n, _)| *n);
+    let (first, second): (Vec<_>, Vec<_>) = (of(1).collect(), of(2).collect());
+    assert!(first == second && (16..48).contains(&first.len()), "{}", first.len());
+    // The other group reads the rest, which waits there.
+    bench.topic.settled(bench.now_us, consumer(2), &second);
+    bench.topic.gone(consumer(2));
+    bench.store();
+    bench.now_us += 2_000_000;
+    bench.topic.settled(bench.now_us, consumer(1), &first);
+    bench.store();
+    bench.topic.handle_timeout(bench.now_us);
+    bench.store();
+    let aged = 64 - first.len() as u64;
+    assert_eq!((bench.topic.take_aged(), bench.topic.messages()), (aged, 0));
+}
