@@ -15,6 +15,7 @@ mod client;
 mod connection;
 mod consumer;
 mod delivery;
+mod device;
 mod dialect;
 mod html;
 mod http;

@@ -10,13 +10,12 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::answer::Tally;
+use crate::device::SUBPROTOCOL;
 use crate::dialect::Dialect;
 use crate::nats::{self, Nats, Said};
 use crate::target::Target;
 use crate::web_socket::WebSocket;
 use crate::{client, raw};
-
-const SUBPROTOCOL: &str = "Sec-WebSocket-Protocol: gridcast.v1\r\n";
 
 /// The subject of the stream.
 const SUBJECT: &str = "store";

@@ -11,6 +11,7 @@ mod mix;
 mod observed;
 mod publish;
 mod rate;
+mod reconnect;
 mod send;
 mod store;
 mod sweep;
@@ -47,6 +48,8 @@ pub enum Scenario {
     Ingest(ingest::Ingest),
     /// Messages of devices that are answered once they are on disk
     Store(store::Store),
+    /// Devices that come back all at once, and recover what they have missed
+    Reconnect(reconnect::Reconnect),
     /// Publishes, messages of clients, and clients that join and leave, all at once
     Mix(mix::Mix),
     /// The additional cost of other nodes: publish and send within a node and to others
@@ -82,6 +85,7 @@ impl Scenario {
             Self::Channels(channels) => channels.title(),
             Self::Ingest(ingest) => ingest.title(),
             Self::Store(store) => store.title(),
+            Self::Reconnect(reconnect) => reconnect.title(),
             Self::Mix(mix) => mix.title(),
             Self::Grid(grid) => grid.title(),
             Self::Unrelated(unrelated) => unrelated.title(),
@@ -109,6 +113,7 @@ impl Scenario {
             Self::Channels(_) | Self::Mix(_) => "delivery",
             Self::Ingest(_) | Self::Store(_) => "message",
             Self::Grid(_) => "delivery",
+            Self::Reconnect(_) => "device",
             Self::Unrelated(_) | Self::Observed(_) | Self::Hostile(_) => "probe",
         }
     }
@@ -137,6 +142,7 @@ impl Scenario {
             Self::Grid(grid) => Setup { nodes: grid.nodes, ..Setup::default() },
             Self::Hostile(hostile) => hostile.setup(),
             Self::Store(store) => store.setup(),
+            Self::Reconnect(reconnect) => reconnect.setup(),
             _ => Setup::default(),
         }
     }
@@ -157,6 +163,7 @@ impl Scenario {
             Self::Channels(channels) => channels.run(target, deadline).await,
             Self::Ingest(ingest) => ingest.run(target, deadline).await,
             Self::Store(store) => store.run(target, deadline).await,
+            Self::Reconnect(reconnect) => reconnect.run(target, deadline).await,
             Self::Mix(mix) => mix.run(target, deadline).await,
             Self::Grid(grid) => grid.run(&nodes, deadline).await,
             Self::Unrelated(unrelated) => unrelated.run(target).await,
@@ -233,6 +240,9 @@ pub fn all(quick: bool) -> Vec<Scenario> {
         let store = store::Store { clients: 100, bytes: 128, messages, window, peer_syncs: false };
         scenarios.push(Scenario::Store(store));
     }
+    let clients = least(15_000, 1_000);
+    let reconnect = reconnect::Reconnect { clients, channels: 150, missed: 10, bytes: 128 };
+    scenarios.push(Scenario::Reconnect(reconnect));
     let rates = [2_000, 10_000, 50_000, 150_000, 300_000];
     let sweep = sweep::Sweep {
         rates: rates.iter().map(|&rate| least(rate, rate / 20)).collect(),
