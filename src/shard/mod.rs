@@ -37,6 +37,7 @@ mod backend;
 mod calls;
 mod client;
 mod connection;
+mod deadlines;
 mod drain;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -377,33 +378,6 @@ impl Shard {
             }
         }
         self.route();
-    }
-
-    /// Returns the latest time for the next call of [`Self::handle_turn`], on the clock of
-    /// [`Now::ms`]. A time in the past means at once. `None`: no call is needed before the next
-    /// input.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        if self.turn.work.is_waiting() || self.clients.is_waiting() || self.reload.is_pending() {
-            return Some(0);
-        }
-        let times = [
-            self.turn.timers.next_deadline(),
-            self.topics.next_turn(),
-            self.draining.next_turn(self.turn.now.ms),
-            self.last_wills.next_turn(self.turn.now.ms),
-            self.api_access.next_verification(),
-            self.clients.next_announcement(&self.turn),
-            self.shedding.next_turn(),
-            self.lists.next_turn(),
-            self.taps.next_turn(&self.turn),
-            self.backends.next_take(),
-            self.homes.next_turn(),
-        ];
-        // This runs every turn. A number for "never" takes a few instructions, comparing `Option`s
-        // takes hundreds.
-        const NEVER: u64 = u64::MAX;
-        let first = times.into_iter().fold(NEVER, |first, time| first.min(time.unwrap_or(NEVER)));
-        (first != NEVER).then_some(first)
     }
 
     /// Returns the next message for another shard or for the mesh.

@@ -28,8 +28,21 @@ pub(super) struct HomeParts<'s> {
     pub homes: &'s mut ChannelHomes,
 }
 
-/// Whether a call is a publish that goes through the home of a channel.
+/// Whether a call may go through the home of a channel, or may have to wait for one that does: see [`is_placed`] and
+/// [`must_wait`].
 #[inline]
+pub(super) fn may_be_placed(
+    turn: &Turn,
+    backends: &Backends,
+    call: &Result<Call<'_>, Fault>,
+) -> bool {
+    // Most nodes have no channels with history, and then the only calls through homes are those with a key.
+    backends.has_placed_publishes()
+        || !turn.settings.channels.rules.is_empty()
+        || matches!(call, Ok(Call::MultiPublish(_)))
+}
+
+/// Whether a call is a publish that goes through the home of a channel.
 pub(super) fn is_placed(turn: &Turn, call: &Call<'_>) -> bool {
     let channels = &turn.settings.channels;
     match call {
@@ -43,23 +56,7 @@ pub(super) fn is_placed(turn: &Turn, call: &Call<'_>) -> bool {
 }
 
 /// Whether a call has to wait until earlier calls of its connection are answered.
-#[inline]
 pub(super) fn must_wait(
-    turn: &Turn,
-    connections: &mut Connections,
-    backends: &Backends,
-    key: ConnectionKey,
-    call: &Result<Call<'_>, Fault>,
-) -> bool {
-    // Most nodes have no channels with history, and then the only calls through homes are those with a key.
-    let is_keyed = || matches!(call, Ok(Call::MultiPublish(publish)) if publish.key.is_some());
-    let may_wait =
-        backends.has_placed_publishes() || !turn.settings.channels.rules.is_empty() || is_keyed();
-    may_wait && must_wait_for_others(turn, connections, key, call)
-}
-
-#[inline(never)]
-fn must_wait_for_others(
     turn: &Turn,
     connections: &mut Connections,
     key: ConnectionKey,

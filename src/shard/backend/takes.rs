@@ -200,6 +200,12 @@ impl Backends {
         }
     }
 
+    /// Whether a take waits or gathers.
+    #[inline]
+    pub(in crate::shard) fn has_takes(&self) -> bool {
+        !self.takes.gathering.is_empty() || !self.takes.deadlines.is_empty()
+    }
+
     /// Answers all waiting takes with what they have: the node shuts down. Those that have only begun do not wait
     /// for long.
     pub(in crate::shard) fn handle_drain(

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::Clients;
 use super::budget::{FanoutBudget, SLICE};
-use super::channels::{ChannelIndex, WalkNumber};
+use super::channels::{ChannelIndex, Channels, WalkNumber};
 use super::for_users::{UserWalk, held_bytes_for_users};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, VariantMaker, Variants};
 use crate::address::ClientId;
@@ -19,7 +19,7 @@ use crate::protocol::api::{Code, Fault, MessageOrigin, Tally, TapEvent};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::protocol::position::Position;
 use crate::shard::connection::WAITING_MAX;
-use crate::shard::connection::{Connections, Phase, Priority};
+use crate::shard::connection::{Connection, Connections, Phase, Priority};
 use crate::shard::memory::Shortage;
 use crate::shard::turn::{ShardCommand, Step, Turn};
 
@@ -37,6 +37,22 @@ pub(crate) struct PublishWalk {
     // The connections of clients that do not get the message, sorted.
     excluded: Vec<ConnectionKey>,
     tally: Tally,
+}
+
+impl PublishWalk {
+    /// Whether some subscribers may not get the message: see [`Self::leaves_out`].
+    fn may_leave_out(&self) -> bool {
+        !self.excluded.is_empty() || self.position.is_some()
+    }
+
+    /// Whether a subscriber does not get the message: the publish excludes the client, or the message is among those that
+    /// the client gets with the answer of the home.
+    fn leaves_out(&self, channels: &Channels, key: ConnectionKey, connection: &Connection) -> bool {
+        self.excluded.binary_search(&key).is_ok()
+            || self.position.is_some()
+                && connection.is_recovering
+                && connection.recovers(channels.name(self.channel))
+    }
 }
 
 /// A publish that continues in later turns, and the later commands of the same back end. The
@@ -172,9 +188,9 @@ impl Fanout {
     }
 
     /// Keeps the last frames of a finished publish for coalescing, and returns its tally.
-    fn keep_last_frames(&mut self, walk: PublishWalk) -> Tally {
+    fn keep_last_frames(&mut self, walk: &mut PublishWalk) -> Tally {
         if walk.end >= COALESCE_MIN_SUBSCRIBERS {
-            self.last_frames = Some((walk.channel, walk.variants.into_last_frames()));
+            self.last_frames = Some((walk.channel, walk.variants.take_last_frames()));
         }
         walk.tally
     }
@@ -205,7 +221,7 @@ impl Clients {
         let mut walk =
             PublishWalk { channel, number, at, end, variants, position, excluded, tally };
         match self.walk(turn, connections, &mut walk, SLICE) {
-            true => Ok(self.fanout.keep_last_frames(walk)),
+            true => Ok(self.fanout.keep_last_frames(&mut walk)),
             false => Err(Box::new(walk)),
         }
     }
@@ -228,41 +244,34 @@ impl Clients {
         walk: &mut PublishWalk,
         most: usize,
     ) -> bool {
-        let plain_bytes = walk.variants.plain().bytes().len();
-        let most = most.min(self.fanout.budget.may_reach(plain_bytes));
+        let published_bytes = walk.variants.published().bytes().len();
+        let most = most.min(self.fanout.budget.may_reach(published_bytes));
         let mut end = walk.end.min(walk.at + most);
-        let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
-        let (mut delivered, mut compressed, mut saved_bytes) = (0, 0, 0);
+        let mut slow = Vec::new();
         let is_short = turn.is_short(Shortage::Frames);
-        let has_excluded = !walk.excluded.is_empty();
-        let is_placed = walk.position.is_some();
-        let closes_slow = turn.settings.limits.close_slow_clients;
+        let may_leave_out = walk.may_leave_out();
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection, write_queues) = connections.at(member.connection);
             if connection.phase != Phase::Open {
                 // The client is gone and not unsubscribed from this channel yet.
                 continue;
             }
-            if has_excluded && walk.excluded.binary_search(&key).is_ok() {
+            if may_leave_out && walk.leaves_out(&self.channels, key, connection) {
                 continue;
             }
-            if is_placed
-                && connection.is_recovering
-                && connection.recovers(self.channels.name(walk.channel))
-            {
-                // The message is among those that the client gets with the answer of the home.
-                continue;
-            }
-            let origin = || MessageOrigin {
-                channel: Some(self.channels.name(walk.channel)),
-                position: walk.position,
+            let variant = match walk.variants.made(connection.form) {
+                Some(variant) => variant,
+                None => {
+                    let channel = Some(self.channels.name(walk.channel));
+                    let origin = MessageOrigin { channel, position: walk.position };
+                    let maker = VariantMaker {
+                        deflater: &mut self.deflater,
+                        envelope: &mut self.envelope,
+                        counters: &mut turn.counters,
+                    };
+                    walk.variants.make(connection.form, origin, maker)
+                }
             };
-            let maker = VariantMaker {
-                deflater: &mut self.deflater,
-                envelope: &mut self.envelope,
-                counters: &mut turn.counters,
-            };
-            let variant = walk.variants.get(connection.form, origin, maker);
             let bytes = variant.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.has_room_for(bytes) || is_shed {
@@ -278,29 +287,28 @@ impl Clients {
                     true => turn.counters.note_shed_frames(1),
                     false => turn.counters.limits.outbound_bytes += 1,
                 }
-                let must_recover = is_placed && connection.form.is_enveloped();
-                let is_to_close = closes_slow && connection.is_too_slow_for(bytes);
+                let must_recover = walk.position.is_some() && connection.form.is_enveloped();
+                let is_to_close =
+                    turn.settings.limits.close_slow_clients && connection.is_too_slow_for(bytes);
                 if is_to_close || must_recover {
                     slow.push(key);
                 }
                 continue;
             }
             variant.push(&mut connection.outbound, &mut turn.buffer_pool);
-            compressed += u64::from(variant.saved_bytes() > 0);
-            saved_bytes += variant.saved_bytes();
-            delivered += 1;
-            pushed_bytes += bytes;
             if connection.is_observed() {
-                let plain = walk.variants.plain();
-                turn.observe_message(connection, TapEvent::Out(plain.kind(), plain.payload()));
+                let published = walk.variants.published();
+                let event = TapEvent::Out(published.kind(), published.payload());
+                turn.observe_message(connection, event);
             }
             if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
                 write_queues.push(Priority::Bulk, key, connection);
             }
         }
-        walk.tally.delivered += delivered;
-        turn.counters.note_compressed(compressed, saved_bytes);
-        self.fanout.budget.reach(end - walk.at, pushed_bytes);
+        let appended = walk.variants.take_appended();
+        walk.tally.delivered += appended.frames;
+        turn.counters.note_compressed(appended.compressed, appended.saved_bytes);
+        self.fanout.budget.reach(end - walk.at, appended.bytes);
         walk.at = end;
         let is_over = end == walk.end;
         if !is_over && walk.number.is_none() {
@@ -409,8 +417,8 @@ impl Clients {
                 continue;
             }
             match publish.walk {
-                PendingWalk::Channel(walk) => {
-                    let tally = self.fanout.keep_last_frames(*walk);
+                PendingWalk::Channel(mut walk) => {
+                    let tally = self.fanout.keep_last_frames(&mut walk);
                     turn.answer_publish(publish.requester, Ok(tally));
                 }
                 PendingWalk::Users(walk) => self.answer_users(turn, publish.requester, *walk),

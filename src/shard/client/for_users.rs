@@ -91,7 +91,7 @@ impl Clients {
             UserAction::Call(_) => 1,
         };
         let most = most.min(self.fanout.budget.may_reach(bytes));
-        let (mut spent, mut pushed_bytes) = (0, 0);
+        let mut spent = 0;
         while let Some(user) = command.users.get(walk.user) {
             if spent >= most {
                 break;
@@ -113,7 +113,7 @@ impl Clients {
             }
             match &command.action {
                 UserAction::Send(_) => {
-                    pushed_bytes += self.deliver(turn, connections, walk, connection);
+                    self.deliver(turn, connections, walk, connection);
                 }
                 UserAction::Call(function) => {
                     self.apply_to(turn, connections, walk, connection, function);
@@ -121,26 +121,35 @@ impl Clients {
                 }
             }
         }
-        self.fanout.budget.reach(spent, pushed_bytes);
+        let appended = walk.variants.as_mut().map(Variants::take_appended).unwrap_or_default();
+        walk.tally.delivered += appended.frames;
+        turn.counters.delivered += appended.frames;
+        turn.counters.note_compressed(appended.compressed, appended.saved_bytes);
+        self.fanout.budget.reach(spent, appended.bytes);
         (walk.user >= command.users.len(), spent)
     }
 
-    /// Appends the message to the outbound queue of a connection. Returns the bytes.
+    /// Appends the message to the outbound queue of a connection.
     fn deliver(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         walk: &mut UserWalk,
         index: u32,
-    ) -> usize {
-        let Some(variants) = &mut walk.variants else { return 0 };
+    ) {
+        let Some(variants) = &mut walk.variants else { return };
         let (key, connection, write_queues) = connections.at(index);
-        let maker = VariantMaker {
-            deflater: &mut self.deflater,
-            envelope: &mut self.envelope,
-            counters: &mut turn.counters,
+        let variant = match variants.made(connection.form) {
+            Some(variant) => variant,
+            None => {
+                let maker = VariantMaker {
+                    deflater: &mut self.deflater,
+                    envelope: &mut self.envelope,
+                    counters: &mut turn.counters,
+                };
+                variants.make(connection.form, MessageOrigin::default(), maker)
+            }
         };
-        let variant = variants.get(connection.form, MessageOrigin::default, maker);
         let bytes = variant.frame_bytes();
         let is_shed = connection.outbound.is_in_flight() && turn.is_short(Shortage::Frames);
         if is_shed || !connection.has_room_for(bytes) {
@@ -153,21 +162,17 @@ impl Clients {
             if connection.is_too_slow_for(bytes) && turn.settings.limits.close_slow_clients {
                 connections.close_slow(turn, key);
             }
-            return 0;
+            return;
         }
         variant.push(&mut connection.outbound, &mut turn.buffer_pool);
-        let saved = variant.saved_bytes();
-        turn.counters.note_compressed(u64::from(saved > 0), saved);
-        turn.counters.delivered += 1;
-        walk.tally.delivered += 1;
         if connection.is_observed() {
-            let plain = variants.plain();
-            turn.observe_message(connection, TapEvent::Out(plain.kind(), plain.payload()));
+            let published = variants.published();
+            let event = TapEvent::Out(published.kind(), published.payload());
+            turn.observe_message(connection, event);
         }
         if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
             write_queues.push(Priority::Bulk, key, connection);
         }
-        bytes
     }
 
     /// Calls the function on the client of a connection.

@@ -47,6 +47,12 @@ impl MessageForm {
         }
     }
 
+    /// Returns the index of the form among all but [`Self::Plain`]. `None`: this is the plain one.
+    #[inline]
+    pub fn place_beside_plain(self) -> Option<usize> {
+        (self as usize).checked_sub(1)
+    }
+
     /// Whether the client speaks the device protocol: messages are in envelopes, and what the client sends are calls.
     #[inline]
     pub fn is_enveloped(self) -> bool {
@@ -70,5 +76,7 @@ mod tests {
         }
         assert_eq!(indices, (0..MessageForm::COUNT).collect::<Vec<_>>());
         assert_eq!(MessageForm::default(), MessageForm::Plain);
+        assert_eq!(MessageForm::Plain.place_beside_plain(), None);
+        assert_eq!(MessageForm::EnvelopedLarge.place_beside_plain(), Some(MessageForm::COUNT - 2));
     }
 }

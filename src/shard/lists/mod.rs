@@ -311,6 +311,12 @@ impl Lists {
         deadlines.chain(self.walks.next_turn()).min()
     }
 
+    /// Whether a list is gathered or a walk is in progress.
+    #[inline]
+    pub(super) fn has_work(&self) -> bool {
+        !self.gathered.is_empty() || self.walks.next_turn().is_some()
+    }
+
     fn find(&self, ticket: Ticket) -> Option<usize> {
         self.gathered.iter().position(|list| list.ticket == ticket)
     }

@@ -331,14 +331,23 @@ impl Walks {
     }
 
     /// Continues the walks by one slice, if one is due. `step` continues a walk within a budget.
+    #[inline]
     pub(super) fn handle_turn(
+        &mut self,
+        turn: &mut Turn,
+        step: impl FnMut(&Turn, &mut Walk, &mut Budget) -> Reached,
+    ) {
+        if !self.walks.is_empty() && turn.now.ms >= self.next_slice_ms {
+            self.continue_walks(turn, step);
+        }
+    }
+
+    #[inline(never)]
+    fn continue_walks(
         &mut self,
         turn: &mut Turn,
         mut step: impl FnMut(&Turn, &mut Walk, &mut Budget) -> Reached,
     ) {
-        if self.walks.is_empty() || turn.now.ms < self.next_slice_ms {
-            return;
-        }
         self.next_slice_ms = turn.now.ms + PACE_MS;
         let mut budget = Budget(UNITS_PER_SLICE);
         while !budget.is_spent()

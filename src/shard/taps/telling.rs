@@ -80,19 +80,19 @@ impl Turn {
     #[cold]
     #[inline(never)]
     pub fn tap_call(&mut self, user: Option<usize>, call: &Call<'_>) {
-        let taps = self.taps.of_target(|target| match (target, call) {
-            (TapTarget::Channel(name), Call::Publish(channel, _)) => **name == **channel,
-            (TapTarget::Channel(name), Call::MultiPublish(publish)) => {
-                publish.channels.contains(&&**name)
+        let taps = match call {
+            Call::Publish(channel, _) => self.taps.of_channel(|name| name == *channel),
+            Call::MultiPublish(publish) => {
+                self.taps.of_channel(|name| publish.channels.contains(&name))
             }
-            (TapTarget::Topic(name), Call::Pop(topics, ..)) => topics.contains(&&**name),
-            (TapTarget::Topic(name), Call::Take(take)) => take.topics.contains(&&**name),
-            (TapTarget::Topic(name), Call::Push(event)) => **name == *event.topic,
-            (TapTarget::User(name), Call::UserSend(users, _) | Call::UserCall(users, _)) => {
-                users.contains(name)
-            }
-            _ => false,
-        });
+            Call::Pop(topics, ..) => self.taps.of_topic(|name| topics.contains(&name)),
+            Call::Take(take) => self.taps.of_topic(|name| take.topics.contains(&name)),
+            Call::Push(event) => self.taps.of_topic(|name| *name == *event.topic),
+            Call::UserSend(users, _) | Call::UserCall(users, _) => self.taps.of_target(
+                |target| matches!(target, TapTarget::User(name) if users.contains(name)),
+            ),
+            _ => return,
+        };
         if taps.is_empty() {
             return;
         }

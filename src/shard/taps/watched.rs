@@ -181,6 +181,16 @@ impl WatchedTaps {
         set
     }
 
+    /// Returns the taps of channels whose name meets a condition.
+    pub(super) fn of_channel(&self, is_match: impl Fn(&str) -> bool) -> TapSet {
+        self.of_target(|target| matches!(target, TapTarget::Channel(name) if is_match(name)))
+    }
+
+    /// Returns the taps of topics whose name meets a condition.
+    pub(super) fn of_topic(&self, is_match: impl Fn(&str) -> bool) -> TapSet {
+        self.of_target(|target| matches!(target, TapTarget::Topic(name) if is_match(name)))
+    }
+
     /// Returns the taps that match a subject.
     pub fn matching(&self, subject: &Subject<'_>) -> TapSet {
         self.of_target(|target| subject.is_matched_by(target))

@@ -419,7 +419,10 @@ impl HomeTopics {
     /// in the past means at once.
     pub(super) fn next_turn(&self) -> Option<u64> {
         match self.unfinished.is_empty() {
-            true => [self.next_check_ms, self.pushes.next_deadline()].into_iter().flatten().min(),
+            true => match (self.next_check_ms, self.pushes.next_deadline()) {
+                (Some(check_ms), Some(push_ms)) => Some(check_ms.min(push_ms)),
+                (check_ms, push_ms) => check_ms.or(push_ms),
+            },
             false => Some(0),
         }
     }

@@ -172,6 +172,7 @@ impl Topics {
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
     /// in the past means at once.
+    #[inline]
     pub(super) fn next_turn(&self) -> Option<u64> {
         if self.feeders.can_admit() { Some(0) } else { self.home.next_turn() }
     }
