@@ -122,6 +122,7 @@ impl Scenario {
     pub fn suits(&self, dialect: Dialect) -> bool {
         match self {
             Self::Connect(_) | Self::Fanout(_) => true,
+            Self::Publish(publish) if publish.history => dialect == Dialect::Gridcast,
             Self::Publish(publish) => dialect != Dialect::Nats || !publish.http,
             // A WebSocket of this dialect publishes to one channel only.
             Self::Ingest(_) => dialect != Dialect::Channels,
@@ -141,6 +142,7 @@ impl Scenario {
         match self {
             Self::Grid(grid) => Setup { nodes: grid.nodes, ..Setup::default() },
             Self::Hostile(hostile) => hostile.setup(),
+            Self::Publish(publish) => publish.setup(),
             Self::Store(store) => store.setup(),
             Self::Reconnect(reconnect) => reconnect.setup(),
             _ => Setup::default(),
@@ -187,6 +189,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             requests: least(400_000, 4_000),
             subscribers: 0,
             http,
+            history: false,
             rate: None,
         })
     };

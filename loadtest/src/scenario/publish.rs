@@ -13,11 +13,19 @@ use crate::ledger::Damage;
 use crate::meter::Meter;
 use crate::publisher::{Destination, IN_FLIGHT_MAX, Publisher};
 use crate::run::Run;
+use crate::server::Setup;
 use crate::subscribers::Subscribers;
 use crate::target::Target;
 
 /// The channel of the publishes.
 const CHANNEL: &str = "load";
+
+/// Gives the channel a history.
+const HISTORY: &str = r#"
+[[channel]]
+match = "load"
+history = 256
+"#;
 
 /// The length of a published message in bytes.
 const BYTES: usize = 128;
@@ -40,6 +48,9 @@ pub struct Publish {
     /// POST /v1/mesh/publish on persistent connections instead of WebSocket
     #[arg(long)]
     pub http: bool,
+    /// The channel has a history
+    #[arg(long)]
+    pub history: bool,
     /// Requests per second instead, of all back ends together, whether or not earlier ones are
     /// answered; latencies then count from when a request was due
     #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
@@ -54,7 +65,12 @@ impl Publish {
             Some(rate) => format!("publish: {over}, {connections} connections, {rate}/s"),
             None => format!("publish: {over}, {connections} × {pipeline}"),
         };
+        let title = if self.history { format!("{title}, with history") } else { title };
         if *subscribers == 0 { title } else { format!("{title}, {subscribers} clients") }
+    }
+
+    pub fn setup(&self) -> Setup {
+        Setup { config: if self.history { HISTORY } else { "" }, ..Setup::default() }
     }
 
     /// The title without the rate, if there is one.

@@ -31,6 +31,7 @@ impl Sweep {
             requests: rate * self.time,
             subscribers: 0,
             http: self.http,
+            history: false,
             rate: Some(rate),
         };
         self.rates.iter().map(at).collect()
