@@ -60,6 +60,17 @@ pub enum LogChange {
         /// The bytes of the encoded event.
         bytes: usize,
     },
+    /// An event was handed out to a group in vain.
+    Retry {
+        /// The group.
+        group: GroupIndex,
+        /// The number of the event.
+        number: MessageNumber,
+        /// How often it was handed out in vain so far.
+        tries: u16,
+        /// The time from which it may be handed out again, in microseconds on the shard's clock. 0: at once.
+        until_us: u64,
+    },
     /// A group has consumers from now on, or has none any more. [`LogNews::marked`] tells when this is written.
     Consume {
         /// The group.
@@ -119,6 +130,15 @@ pub struct EventsRead {
     pub next: MessageNumber,
 }
 
+/// What is known of an event that was handed out to a group in vain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FailedTries {
+    /// How often the event was handed out in vain.
+    pub tries: u16,
+    /// The time from which it may be handed out again, in Unix milliseconds. 0: at once.
+    pub until_ms: u64,
+}
+
 /// An event that was read.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
@@ -130,6 +150,8 @@ pub struct StoredEvent {
     pub unix_ms: u64,
     /// Whether the event may have been handed out in an earlier run of the node.
     pub is_redelivered: bool,
+    /// What is known of earlier tries.
+    pub failed: FailedTries,
     /// The encoded event.
     pub frame: Frame,
 }

@@ -47,7 +47,8 @@ pub use list::{
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient, UsersQuestion,
 };
 pub use log::{
-    EventsRead, FromLog, GroupIndex, LogChange, LogFacts, LogId, LogNews, StoredEvent, ToLog,
+    EventsRead, FailedTries, FromLog, GroupIndex, LogChange, LogFacts, LogId, LogNews, StoredEvent,
+    ToLog,
 };
 pub use mesh::{FromMesh, InterestChange, KnownNodes, LostNode, ToMesh};
 pub use shard::{

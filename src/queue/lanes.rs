@@ -79,6 +79,17 @@ impl Lanes {
         None
     }
 
+    /// Adds a message, and holds back the waiting messages of its lane until this time in microseconds.
+    pub(super) fn push_delayed(&mut self, client: ClientId, item: Item, until_us: u64) {
+        let lane = self.lanes.entry(client).or_default();
+        let is_first = lane.waiting.is_empty();
+        lane.waiting.push_back(item);
+        if is_first {
+            self.list(client);
+        }
+        self.delay(client, until_us);
+    }
+
     /// Takes the oldest message that waits for a consumer; `None`: nothing does.
     pub(super) fn pop(&mut self, consumer: ConsumerKey) -> Option<Popped> {
         let client = self.slots.pop(consumer)?;

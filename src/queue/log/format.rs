@@ -11,7 +11,7 @@
 use super::segments::Segment;
 use super::{BATCH_BYTES_MAX, GroupIndex, HandedOut, LogGroup, LogId, SegmentNumber};
 use crate::address::ClientId;
-use crate::message::{Credit, MessageNumber};
+use crate::message::{Credit, FailedTries, MessageNumber};
 
 /// The version of the format. A log of another version is refused.
 pub(super) const VERSION: u32 = 1;
@@ -35,6 +35,7 @@ const HANDED_OUT: u8 = 3;
 const HELD: u8 = 4;
 const SEGMENTS: u8 = 5;
 const GROUP: u8 = 6;
+const RETRY: u8 = 7;
 
 /// A record of a batch.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub(super) enum Record<'a> {
     Settled { group: GroupIndex, first: MessageNumber, end: MessageNumber, freed: Credit },
     /// What may have been handed out to a group from now on.
     HandedOut(GroupIndex, HandedOut),
+    /// An event was handed out to a group in vain. In a checkpoint too, behind the groups.
+    Retry(GroupIndex, MessageNumber, FailedTries),
     /// Checkpoint: what the topic holds.
     Held(Credit),
     /// Checkpoint: the segments before this one.
@@ -257,6 +260,21 @@ pub(super) fn put_settled(
     });
 }
 
+/// Appends what is known of an event that was handed out in vain.
+pub(super) fn put_retry(
+    out: &mut Vec<u8>,
+    group: GroupIndex,
+    number: MessageNumber,
+    failed: FailedTries,
+) {
+    put_record(out, RETRY, |out| {
+        out.extend_from_slice(&group.0.to_le_bytes());
+        put_numbers(out, &[number.0]);
+        out.extend_from_slice(&failed.tries.to_le_bytes());
+        put_numbers(out, &[failed.until_ms]);
+    });
+}
+
 /// Appends what may be handed out to a group from now on.
 pub(super) fn put_handed_out(out: &mut Vec<u8>, group: GroupIndex, handed_out: HandedOut) {
     put_record(out, HANDED_OUT, |out| {
@@ -373,6 +391,11 @@ impl<'a> Fields<'a> {
                 freed: content.credit()?,
             },
             HANDED_OUT => Record::HandedOut(GroupIndex(content.u16()?), content.mark()?),
+            RETRY => Record::Retry(
+                GroupIndex(content.u16()?),
+                content.number()?,
+                FailedTries { tries: content.u16()?, until_ms: content.u64()? },
+            ),
             HELD => Record::Held(content.credit()?),
             SEGMENTS => Record::Segments(content.all(|fields| {
                 let number = SegmentNumber(fields.u64()?);

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Damage, Log, Read, Reader, Task};
-use crate::message::{EventsRead, FromLog, GroupIndex, LogChange, LogFacts, LogNews, ToLog};
+use crate::message::{
+    EventsRead, FailedTries, FromLog, GroupIndex, LogChange, LogFacts, LogNews, ToLog,
+};
 
 /// The log of a topic, between the topic's home and the files.
 #[derive(Debug)]
@@ -63,6 +65,10 @@ impl LogKeeper {
                     self.news.freed.messages += 1;
                     self.news.freed.bytes += bytes;
                 }
+            }
+            LogChange::Retry { group, number, tries, until_us } => {
+                let until_ms = if until_us == 0 { 0 } else { (unix_start_us + until_us) / 1000 };
+                self.log.note_retry(group, number, FailedTries { tries, until_ms });
             }
             LogChange::Consume { group, is_consumed, below } => {
                 self.log.set_consumed(group, is_consumed, below);

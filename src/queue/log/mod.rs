@@ -23,7 +23,8 @@
 //! stored. A batch that is invalid although valid ones follow was damaged after it was written: recovery refuses
 //! such a log, and names file and offset. In the segments before the last one, damage is found when they are read.
 //!
-//! A group's delays, and how often each event was handed out, are not on disk: after a restart they start anew.
+//! The delay of a group's event, and how often it was handed out in vain, are on disk. They are not worth a sync of their own, so
+//! the latest of them may be forgotten in a crash.
 
 mod check;
 mod format;
@@ -36,11 +37,12 @@ mod settled;
 #[cfg(test)]
 pub(in crate::queue) mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::address::ClientId;
-use crate::message::{Credit, MessageNumber};
+use crate::message::{Credit, FailedTries, MessageNumber};
 pub use crate::message::{GroupIndex, LogId, StoredEvent};
 pub use check::{SegmentContents, check_segment};
 use format::SEGMENT_HEAD_BYTES;
@@ -57,6 +59,9 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// The most bytes of a batch that recovery believes in. The largest event has 64 MiB, and a checkpoint is smaller.
 const BATCH_BYTES_MAX: usize = 80 << 20;
+
+/// While more bytes wait to be written, events that are handed out in vain add no records.
+const RETRIES_BYTES_MAX: usize = 1 << 20;
 
 /// The number of a segment. Later segments have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -139,6 +144,8 @@ struct LogGroup {
     // None: the default group.
     name: Option<Arc<str>>,
     settled: Settled,
+    // Unsettled events that were handed out in vain. They were in memory, so the topic bounds their number.
+    failed: BTreeMap<MessageNumber, FailedTries>,
     handed_out: HandedOut,
     // Events below this number were recovered, and may have been handed out before.
     redelivered_below: MessageNumber,
@@ -267,10 +274,26 @@ impl Log {
         if number >= self.stored || !of_group.settled.add(number) {
             return false;
         }
+        of_group.failed.remove(&number);
         let is_free = self.groups.iter().all(|group| group.settled.contains(number));
         let freed = if is_free { Credit { messages: 1, bytes } } else { Credit::default() };
         self.pending.add_settled(group, number, freed);
         is_free
+    }
+
+    /// Notes that a stored event was handed out to a group in vain.
+    pub fn note_retry(&mut self, group: GroupIndex, number: MessageNumber, failed: FailedTries) {
+        let of_group = &mut self.groups[usize::from(group.0)];
+        if number >= self.stored || of_group.settled.contains(number) {
+            return;
+        }
+        of_group.failed.insert(number, failed);
+        if self.pending.bytes() < RETRIES_BYTES_MAX {
+            self.pending.add_retry(group, number, failed);
+        } else {
+            // The files cannot be written at the moment. The next checkpoint has what is known by then.
+            self.must_begin_segment = true;
+        }
     }
 
     /// Notes that a group has consumers from now on, or has none any more. Before its first consumer is handed
@@ -389,6 +412,11 @@ impl Log {
         for group in &self.groups {
             format::put_group(&mut out, group);
         }
+        for (index, group) in (0..).map(GroupIndex).zip(&self.groups) {
+            for (&number, &failed) in &group.failed {
+                format::put_retry(&mut out, index, number, failed);
+            }
+        }
         format::end_batch(&mut out, start);
         out
     }
@@ -411,7 +439,15 @@ impl LogGroup {
     /// A group that gets the events from this number on.
     fn new(name: Option<Arc<str>>, from: MessageNumber) -> Self {
         let settled = Settled::below(from);
-        let handed_out = HandedOut::Below(from);
-        Self { name, settled, handed_out, redelivered_below: MessageNumber(0) }
+        let (failed, handed_out) = (BTreeMap::new(), HandedOut::Below(from));
+        Self { name, settled, failed, handed_out, redelivered_below: MessageNumber(0) }
+    }
+
+    /// Notes that the events from `first` to before `end` are settled.
+    fn settle(&mut self, first: MessageNumber, end: MessageNumber) {
+        self.settled.add_range(first, end);
+        while let Some((&number, _)) = self.failed.range(first..end.max(first)).next() {
+            self.failed.remove(&number);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::{BATCH_BYTES, GroupIndex, HandedOut, format};
 use crate::address::ClientId;
-use crate::message::{Credit, MessageNumber};
+use crate::message::{Credit, FailedTries, MessageNumber};
 use crate::protocol::frame;
 
 /// A batch whose bytes are complete.
@@ -99,6 +99,16 @@ impl Pending {
             let end = MessageNumber(number.0 + 1);
             self.run = Some(Run { group, first: number, end, freed });
         }
+    }
+
+    /// Adds what is known of an event that was handed out in vain.
+    pub(super) fn add_retry(
+        &mut self,
+        group: GroupIndex,
+        number: MessageNumber,
+        failed: FailedTries,
+    ) {
+        self.add(|batch| format::put_retry(&mut batch.bytes, group, number, failed));
     }
 
     /// Adds what may be handed out to a group.

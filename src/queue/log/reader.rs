@@ -150,6 +150,7 @@ impl Log {
             client: event.client,
             unix_ms: event.unix_ms,
             is_redelivered: number < group.redelivered_below,
+            failed: group.failed.get(&number).copied().unwrap_or_default(),
             frame: Frame::message(Kind::Text, event.json),
         })
     }

@@ -266,7 +266,11 @@ fn begun(
                 group.ranges.iter().for_each(|&(first, end)| settled.add_range(first, end));
                 let name = (!group.name.is_empty()).then(|| group.name.into());
                 let (handed_out, redelivered_below) = (group.handed_out, MessageNumber(0));
-                log.groups.push(LogGroup { name, settled, handed_out, redelivered_below });
+                let failed = BTreeMap::new();
+                log.groups.push(LogGroup { name, settled, failed, handed_out, redelivered_below });
+            }
+            Record::Retry(group, number, failed) => {
+                log.group_mut(group)?.failed.insert(number, failed);
             }
             Record::Event(_) | Record::Settled { .. } | Record::HandedOut(..) => {
                 return Err("the file does not begin with a checkpoint");
@@ -293,12 +297,15 @@ impl Log {
                     added.bytes += frame::message_bytes(event.json.len());
                 }
                 Record::Settled { group, first, end, freed } => {
-                    self.group_mut(group)?.settled.add_range(first, end);
+                    self.group_mut(group)?.settle(first, end);
                     removed.messages += freed.messages;
                     removed.bytes += freed.bytes;
                 }
                 Record::HandedOut(group, handed_out) => {
                     self.group_mut(group)?.handed_out = handed_out;
+                }
+                Record::Retry(group, number, failed) => {
+                    self.group_mut(group)?.failed.insert(number, failed);
                 }
                 Record::Held(_) | Record::Segments(_) | Record::Group(_) => {
                     return Err("a checkpoint is not at the beginning of its file");
@@ -323,7 +330,7 @@ impl Log {
         let before = held_below(self.stored, self.groups.iter().map(|g| &g.settled));
         for (number, segment) in segments.into_iter().filter(|(n, _)| !files.contains_key(n)) {
             for group in &mut self.groups {
-                group.settled.add_range(segment.first, segment.end);
+                group.settle(segment.first, segment.end);
             }
             self.segments.removable = Some(number);
             self.segments.remove_removable();

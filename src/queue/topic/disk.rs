@@ -10,7 +10,7 @@
 //! - Marks: before the first consumer of a group is handed anything, the log notes that the group has consumers. After
 //!   a restart, events that such a group may have been handed are marked as redelivered.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::held::Held;
 use super::{Burial, Effect, Topic};
@@ -44,6 +44,8 @@ pub(super) struct OnDisk {
     unstored: VecDeque<Unstored>,
     // For the log, in order.
     changes: Vec<LogChange>,
+    // For the log too: events that were handed out in vain, which are in memory, how often and until when they wait.
+    retries: BTreeMap<(GroupIndex, MessageNumber), (u16, u64)>,
     // Dropped events whose room was released, and that the log has not reported as free.
     released: Credit,
 }
@@ -100,7 +102,7 @@ pub(super) enum StoredFor {
 impl OnDisk {
     /// Whether something is to be told to the log.
     pub(super) fn has_changes(&self) -> bool {
-        !self.changes.is_empty()
+        !self.changes.is_empty() || !self.retries.is_empty()
     }
 
     /// Adds an event to the log.
@@ -109,6 +111,11 @@ impl OnDisk {
         let since_us = now_us;
         self.changes.push(LogChange::Add { client, since_us, frame: frame.clone() });
         self.unstored.push_back(Unstored { source, client, since_us, notice, frame });
+    }
+
+    /// Notes that an event was handed out in vain, and may be handed out again from `until_us` on.
+    pub(super) fn note_retry(&mut self, group: GroupIndex, item: &Item, until_us: u64) {
+        self.retries.insert((group, item.number), (item.tries, until_us));
     }
 
     /// Notes that a group has settled an event.
@@ -178,6 +185,7 @@ impl Topic {
             stored: facts.stored,
             unstored: VecDeque::new(),
             changes: Vec::new(),
+            retries: BTreeMap::new(),
             released: Credit::default(),
         }));
         self.next_number = facts.stored;
@@ -333,8 +341,9 @@ impl Topic {
     }
 
     fn take_read(&mut self, now_us: u64, unix_start_us: u64, place: usize, event: StoredEvent) {
-        let StoredEvent { number, client, unix_ms, is_redelivered, frame } = event;
+        let StoredEvent { number, client, unix_ms, is_redelivered, failed, frame } = event;
         let since_us = (unix_ms * 1000).cast_signed().saturating_sub_unsigned(unix_start_us);
+        let until_us = failed.until_ms.saturating_mul(1000).saturating_sub(unix_start_us);
         let is_aged = self.is_aged(now_us, since_us);
         let of_group = &mut self.disk_mut().groups[place];
         if of_group.dropped.contains(&number) {
@@ -348,8 +357,13 @@ impl Topic {
             return self.drop_stored(number, client, frame.bytes().len());
         }
         of_group.take(frame.bytes().len());
-        let item = Item { number, since_us, is_redelivered, tries: 0, is_watched: false, frame };
-        self.push_to(now_us, place, client, item);
+        let (tries, is_watched) = (failed.tries, false);
+        let is_redelivered = is_redelivered || tries > 0;
+        let item = Item { number, since_us, is_redelivered, tries, is_watched, frame };
+        match self.group_at(place) {
+            Some(group) if until_us > now_us => group.push_delayed(client, item, until_us),
+            _ => self.push_to(now_us, place, client, item),
+        }
     }
 
     /// Adds a stored event to the group at a place of the log.
@@ -363,6 +377,14 @@ impl Topic {
         if let Some(group) = groups.into_iter().nth(place) {
             group.push(&mut self.held, now_us, client, item);
         }
+    }
+
+    /// The group at a place of the log, unless that is a sink.
+    fn group_at(&mut self, place: usize) -> Option<&mut super::group::Group> {
+        let has_default_group = self.disk_mut().has_default_group;
+        all_groups(&mut self.default_group, has_default_group, &mut self.groups)
+            .into_iter()
+            .nth(place)
     }
 
     fn take_mark(&mut self, now_us: u64, group: GroupIndex) {
@@ -390,8 +412,16 @@ impl Topic {
 
     /// Takes the changes for the log.
     pub fn take_log_changes(&mut self) -> Vec<LogChange> {
-        let changes = self.held.disk.as_mut().map(|disk| &mut disk.changes);
-        changes.map(std::mem::take).unwrap_or_default()
+        let Some(disk) = &mut self.held.disk else { return Vec::new() };
+        let retries = std::mem::take(&mut disk.retries).into_iter();
+        let retry = |((group, number), (tries, until_us))| LogChange::Retry {
+            group,
+            number,
+            tries,
+            until_us,
+        };
+        disk.changes.extend(retries.map(retry));
+        std::mem::take(&mut disk.changes)
     }
 
     /// Tells the log which groups have got their first consumer, or have lost the last one.

@@ -84,6 +84,13 @@ impl Group {
         }
     }
 
+    /// Adds a message that was handed out in vain in an earlier run of the node. It and all of its client wait until
+    /// `until_us`.
+    pub(super) fn push_delayed(&mut self, client: ClientId, item: Item, until_us: u64) {
+        self.backlog += 1;
+        self.lanes.push_delayed(client, item, until_us);
+    }
+
     /// Makes a back end a consumer. It is handed nothing before [`Self::start`].
     ///
     /// # Errors
@@ -384,7 +391,7 @@ impl Group {
         let acknowledges = consumer.acknowledges;
         let Some(InFlight { client, item, .. }) = consumer.take_back(pop) else { return false };
         match acknowledges {
-            true => drop(self.retry(held, client, item, "not acknowledged")),
+            true => self.retry(held, client, item, "not acknowledged", 0),
             false => self.put_back(client, item),
         }
         true

@@ -30,9 +30,8 @@ impl Group {
             let consumer = &mut self.consumers[key];
             let Some(at) = consumer.place_of(number) else { continue };
             let InFlight { client, item, .. } = consumer.remove(at).expect("the place was found");
-            if self.retry(held, client, item, "nack") && until_us > now_us {
-                self.lanes.delay(client, until_us);
-            }
+            let until_us = if until_us > now_us { until_us } else { 0 };
+            self.retry(held, client, item, "nack", until_us);
         }
         self.progress(held, now_us, key);
     }
@@ -59,7 +58,7 @@ impl Group {
                     self.consumers[key].remove(0).expect("the first was looked at");
                 self.lapsed_since_us.get_or_insert(handed_us);
                 numbers.push(item.number);
-                self.retry(held, client, item, "not acknowledged");
+                self.retry(held, client, item, "not acknowledged", 0);
                 left -= 1;
             }
             if numbers.is_empty() {
@@ -74,15 +73,16 @@ impl Group {
         lapsed
     }
 
-    /// Lets a message that was handed out in vain wait again. Returns false if it was handed out too often and
-    /// goes to the dead topic.
+    /// Lets a message that was handed out in vain wait again: it and later messages of its client until `until_us`, or 0.
+    /// A message that was handed out too often goes to the dead topic.
     pub(super) fn retry(
         &mut self,
         held: &mut Held,
         client: ClientId,
         mut item: Item,
         why: &'static str,
-    ) -> bool {
+        until_us: u64,
+    ) {
         item.tries = item.tries.saturating_add(1);
         item.is_redelivered = true;
         let tries_max = held.policy.tries;
@@ -90,11 +90,19 @@ impl Group {
             self.dead += 1;
             held.bury(self.place, client, item, why);
             self.finish_lane(client);
-            return false;
+            return;
         }
         self.redelivered += 1;
         held.redelivered += 1;
+        // Without a bound nobody asks how often.
+        if (tries_max > 0 || until_us > 0)
+            && let Some(disk) = &mut held.disk
+        {
+            disk.note_retry(self.place, &item, until_us);
+        }
         self.put_back(client, item);
-        true
+        if until_us > 0 {
+            self.lanes.delay(client, until_us);
+        }
     }
 }

@@ -159,9 +159,8 @@ impl Group {
             return false;
         };
         self.progress_taken(now_us);
-        if self.retry(held, client, item, "nack") && until_us > now_us {
-            self.lanes.delay(client, until_us);
-        }
+        let until_us = if until_us > now_us { until_us } else { 0 };
+        self.retry(held, client, item, "nack", until_us);
         true
     }
 
@@ -200,7 +199,7 @@ impl Group {
         for _ in 0..MOVED_PER_TURN {
             let Some(lapsed) = self.taken.pop_lapsed(now_us, lease_us) else { return };
             self.lapsed_since_us.get_or_insert(lapsed.handed_us);
-            self.retry(held, lapsed.client, lapsed.item, "not acknowledged");
+            self.retry(held, lapsed.client, lapsed.item, "not acknowledged", 0);
         }
     }
 }

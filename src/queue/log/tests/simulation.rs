@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::disk::{Disk, Failure, Random};
 use super::{group_names, number_of_groups};
 use crate::address::ClientId;
-use crate::message::MessageNumber;
+use crate::message::{FailedTries, MessageNumber};
 use crate::protocol::frame;
 use crate::queue::log::{GroupIndex, Log, Reader};
 
@@ -27,6 +27,8 @@ struct Model {
 struct ModelGroup {
     settled: BTreeSet<MessageNumber>,
     handed_out: BTreeSet<MessageNumber>,
+    // What was noted of events that were handed out in vain: what is written, then what may be.
+    failed: BTreeMap<MessageNumber, Vec<FailedTries>>,
     // Read, and not settled.
     in_memory: BTreeMap<MessageNumber, usize>,
     next: MessageNumber,
@@ -50,6 +52,7 @@ impl Model {
         let mut unsettled = BTreeSet::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
             let events = disk.read_all(log, GroupIndex(index as u16)).expect("the log is readable");
+            let mut failed = BTreeMap::new();
             assert!(events.is_sorted_by_key(|event| event.number));
             let numbers: BTreeSet<_> = events.iter().map(|event| event.number).collect();
             assert_eq!(numbers.len(), events.len(), "each event comes once");
@@ -63,10 +66,15 @@ impl Model {
                 if group.handed_out.contains(&event.number) {
                     assert!(event.is_redelivered, "{:?} in {index}", event.number);
                 }
+                let noted = group.failed.remove(&event.number);
+                let noted = noted.unwrap_or_else(|| vec![FailedTries::default()]);
+                assert!(noted.contains(&event.failed), "{event:?}: {noted:?}");
+                failed.insert(event.number, vec![event.failed]);
                 // An acknowledgement that was not synced may be forgotten.
                 group.settled.remove(&event.number);
             }
             unsettled.extend(numbers);
+            group.failed = failed;
             group.in_memory.clear();
             group.next = MessageNumber(0);
             (group.is_consumed, group.may_hand_out) = (false, false);
@@ -90,7 +98,7 @@ fn run(random: &mut Random, disk: &mut Disk, model: &mut Model, is_last: bool) {
     model.check_recovered(disk, &log);
     let mut readers: Vec<Reader> = (0..number_of_groups()).map(|_| Reader::default()).collect();
     for _ in 0..random.below(60) {
-        match random.below(10) {
+        match random.below(11) {
             0..=3 => {
                 for _ in 0..=random.below(4) {
                     let client = ClientId::from_value(random.below(5));
@@ -112,6 +120,7 @@ fn run(random: &mut Random, disk: &mut Disk, model: &mut Model, is_last: bool) {
                 group.may_hand_out = false;
                 log.set_consumed(GroupIndex(index as u16), group.is_consumed, group.next);
             }
+            9 => fail_some(random, &mut log, model),
             _ => {
                 disk.bytes_max =
                     random.happens(30).then(|| disk.used() + random.below(300) as usize);
@@ -145,6 +154,9 @@ fn write_all(random: &mut Random, disk: &mut Disk, log: &mut Log, model: &mut Mo
     assert!(log.is_written());
     for group in &mut model.groups {
         group.may_hand_out = group.is_consumed;
+        for noted in group.failed.values_mut() {
+            noted.drain(..noted.len() - 1);
+        }
     }
     true
 }
@@ -165,6 +177,19 @@ fn read_some(disk: &Disk, log: &Log, model: &mut Model, reader: &mut Reader, ind
 fn hand_out(model: &mut Model) {
     for group in model.groups.iter_mut().filter(|group| group.may_hand_out) {
         group.handed_out.extend(group.in_memory.keys());
+    }
+}
+
+fn fail_some(random: &mut Random, log: &mut Log, model: &mut Model) {
+    let index = random.below(number_of_groups() as u64) as usize;
+    let group = &mut model.groups[index];
+    for &number in group.handed_out.iter().filter(|number| group.in_memory.contains_key(number)) {
+        if random.happens(30) {
+            let failed = FailedTries { tries: random.below(9) as u16, until_ms: random.below(99) };
+            log.note_retry(GroupIndex(index as u16), number, failed);
+            let noted = group.failed.entry(number).or_insert_with(|| vec![FailedTries::default()]);
+            noted.push(failed);
+        }
     }
 }
 

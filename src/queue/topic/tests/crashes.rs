@@ -24,7 +24,7 @@ const CLIENTS: u64 = 4;
 /// The time to acknowledge an event, where there is one, in microseconds.
 const ACK_US: u64 = 5_000;
 
-/// Unix time at 0 on the clock of the topic, in microseconds.
+/// Unix time at the first start, in microseconds.
 const UNIX_START_US: u64 = 1_800_000_000_000_000;
 
 const SINK: &str = "engine";
@@ -33,13 +33,22 @@ const SINK: &str = "engine";
 const OF_SINK: usize = 2;
 
 /// What the disk of all runs has to keep.
-#[derive(Default)]
 struct Model {
+    // Unix time at which the last run has ended, in microseconds.
+    unix_us: u64,
     // Every event that may exist, by number: its client and its data.
     events: BTreeMap<MessageNumber, (u64, String)>,
     // Events that somebody was told are stored.
     promised: BTreeSet<MessageNumber>,
     groups: [ModelGroup; 3],
+}
+
+impl Model {
+    fn new() -> Self {
+        let groups = [(); 3].map(|()| ModelGroup::default());
+        let (events, promised) = (BTreeMap::new(), BTreeSet::new());
+        Self { unix_us: UNIX_START_US, events, promised, groups }
+    }
 }
 
 #[derive(Default)]
@@ -50,6 +59,10 @@ struct ModelGroup {
     durable: BTreeSet<MessageNumber>,
     // Handed out in any run.
     handed: BTreeSet<MessageNumber>,
+    // Refused events, and the Unix time in milliseconds before which they must not be handed out.
+    delayed: BTreeMap<MessageNumber, u64>,
+    // Those of them that are written.
+    durably_delayed: BTreeMap<MessageNumber, u64>,
 }
 
 /// What a consumer is.
@@ -77,6 +90,7 @@ struct Life<'w> {
     keeper: LogKeeper,
     sent: VecDeque<ToLog>,
     now_us: u64,
+    unix_start_us: u64,
     takers: BTreeMap<u32, Taker>,
     // Taken over HTTP and neither acknowledged nor refused, with the group.
     taken: Vec<(usize, PopId, MessageNumber)>,
@@ -105,7 +119,10 @@ impl<'w> Life<'w> {
             assert!(settled.is_superset(&group.durable), "{index:?} has forgotten one");
             group.durable.clone_from(&settled);
             group.settled = settled;
+            group.durably_delayed.retain(|number, _| !group.settled.contains(number));
+            group.delayed.clone_from(&group.durably_delayed);
         }
+        let unix_start_us = model.unix_us;
         let keeper = LogKeeper::new("orders".into(), log);
         let bounds = Bounds { messages: 1 + random.below(200) as usize, bytes: 1 << 20 };
         let mut topic = Topic::new(NODE, bounds, WhenFull::Hold, 1).with_groups(&["audit".into()]);
@@ -122,6 +139,7 @@ impl<'w> Life<'w> {
             keeper,
             sent: VecDeque::new(),
             now_us: 0,
+            unix_start_us,
             takers: BTreeMap::new(),
             taken: Vec::new(),
             to_sink: Vec::new(),
@@ -138,6 +156,7 @@ impl<'w> Life<'w> {
         }
         self.disk.bytes_max = None;
         self.disk.crash(self.random);
+        self.model.unix_us = self.unix_start_us + self.now_us;
     }
 
     /// Does something that those around the topic do.
@@ -238,6 +257,21 @@ impl<'w> Life<'w> {
         let numbers = self.some_of(index);
         let until_us = self.now_us + self.random.below(ACK_US);
         self.topic.refused(self.now_us, consumer(index), &numbers, until_us);
+        self.note_delay(self.takers[&index].group, &numbers, until_us);
+    }
+
+    /// Notes that events were refused, and wait. Those that were handed out too often do not.
+    fn note_delay(&mut self, group: usize, numbers: &[MessageNumber], until_us: u64) {
+        if until_us > self.now_us {
+            let until_ms = (self.unix_start_us + until_us) / 1000;
+            let of_group = self.topic.all_groups().nth(group).expect("it has two");
+            let waits = |number: &&MessageNumber| {
+                let client = ClientId::from_value(self.model.events[number].0);
+                of_group.lanes.has(client, **number)
+            };
+            let delayed = numbers.iter().filter(waits).map(|&number| (number, until_ms));
+            self.model.groups[group].delayed.extend(delayed.collect::<Vec<_>>());
+        }
     }
 
     fn remove_one(&mut self) {
@@ -267,6 +301,10 @@ impl<'w> Life<'w> {
             let stale = self.topic.settle_taken(self.now_us, &[(pop, number)], until_us);
             if stale.is_empty() && until_us.is_none() {
                 self.model.groups[group].settled.insert(number);
+            } else if let Some(until_us) = until_us
+                && stale.is_empty()
+            {
+                self.note_delay(group, &[number], until_us);
             }
         }
     }
@@ -313,6 +351,9 @@ impl<'w> Life<'w> {
         let ModelGroup { settled, handed, .. } = &self.model.groups[group];
         assert!(!settled.contains(&number), "{number:?} is handed out after it was settled");
         // Engines recognise what comes again by its id.
+        let now_ms = (self.unix_start_us + self.now_us) / 1000;
+        let until_ms = self.model.groups[group].delayed.get(&number).copied().unwrap_or(0);
+        assert!(now_ms >= until_ms, "{number:?} comes before its delay is over");
         let is_known = group == OF_SINK || is_redelivered || !handed.contains(&number);
         assert!(is_known, "{number:?} is not marked");
         for (earlier, (client, _)) in self.model.events.range(..number) {
@@ -381,7 +422,7 @@ impl<'w> Life<'w> {
         if self.random.happens(percent) && self.topic.update_log() {
             let changes = self.topic.take_log_changes();
             let topic = "orders".into();
-            self.sent.push_back(ToLog { topic, unix_start_us: UNIX_START_US, changes });
+            self.sent.push_back(ToLog { topic, unix_start_us: self.unix_start_us, changes });
         }
         while self.random.happens(percent)
             && let Some(changes) = self.sent.pop_front()
@@ -399,7 +440,7 @@ impl<'w> Life<'w> {
         if self.random.happens(percent)
             && let Some(message) = self.keeper.poll_news()
         {
-            self.topic.handle_news(self.now_us, UNIX_START_US, message.news);
+            self.topic.handle_news(self.now_us, self.unix_start_us, message.news);
             self.handle_effects();
         }
         let is_told = self.sent.is_empty()
@@ -407,6 +448,7 @@ impl<'w> Life<'w> {
         if is_told && self.keeper.log().is_written() {
             for group in &mut self.model.groups {
                 group.durable.clone_from(&group.settled);
+                group.durably_delayed.clone_from(&group.delayed);
             }
         }
         Ok(())
@@ -440,6 +482,8 @@ impl<'w> Life<'w> {
                 self.topic.settled(self.now_us, consumer(index), &numbers);
             }
             self.run_sink();
+            self.now_us += 1_000;
+            self.topic.handle_timeout(self.now_us);
             self.handle_effects();
             // What fails here is repeated.
             let _ = self.pump(100);
@@ -460,8 +504,7 @@ fn every_stored_event_comes_to_every_group_in_order_whenever_the_node_crashes() 
     let seeds = std::env::var("GRIDCAST_TOPIC_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
     for seed in 0..seeds.unwrap_or(SEEDS) {
         let outcome = std::panic::catch_unwind(|| {
-            let (mut random, mut disk, mut model) =
-                (Random(seed), Disk::default(), Model::default());
+            let (mut random, mut disk, mut model) = (Random(seed), Disk::default(), Model::new());
             for _ in 0..CRASHES {
                 Life::start(&mut random, &mut disk, &mut model).run();
             }
