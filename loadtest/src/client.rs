@@ -16,6 +16,7 @@ use crate::latency::Latencies;
 use crate::machine;
 use crate::raw;
 use crate::tasks::in_parallel;
+use crate::tls;
 use crate::web_socket::WebSocket;
 
 /// Handshakes in progress at the same time.
@@ -45,12 +46,24 @@ pub async fn open(address: SocketAddr, path: &str, kind: u8) -> Result<WebSocket
 /// As of [`open`].
 pub async fn open_as(address: SocketAddr, path: &str, lines: &str, kind: u8) -> Result<WebSocket> {
     let opening = async {
-        let stream = connect(address).await?;
-        stream.set_nodelay(true)?;
-        WebSocket::open(Connection::of(stream), path, lines, kind).await
+        let connection = Connection::of(connect(address).await?);
+        WebSocket::open(connection, path, lines, kind).await
     };
     let opened = timeout(HANDSHAKE_TIME_MAX, opening).await;
     opened.map_err(Into::into).flatten().with_context(|| format!("ws://{address}{path}"))
+}
+
+/// Opens one WebSocket as [`open`] does, over TLS.
+///
+/// # Errors
+/// As of [`open`]. The server does not have the certificate of the load test.
+pub async fn open_over_tls(address: SocketAddr, path: &str, kind: u8) -> Result<WebSocket> {
+    let opening = async {
+        let connection = Connection::of(tls::connect(connect(address).await?).await?);
+        WebSocket::open(connection, path, "", kind).await
+    };
+    let opened = timeout(HANDSHAKE_TIME_MAX, opening).await;
+    opened.map_err(Into::into).flatten().with_context(|| format!("wss://{address}{path}"))
 }
 
 /// Connects, over loopback from each of [`SOURCES`] addresses in turn. One address has about 28,000 ports, and
@@ -59,7 +72,9 @@ pub async fn open_as(address: SocketAddr, path: &str, lines: &str, kind: u8) -> 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if !address.ip().is_loopback() || address.is_ipv6() {
-        return TcpStream::connect(address).await;
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        return Ok(stream);
     }
     let number = NEXT.fetch_add(1, Ordering::Relaxed) % SOURCES;
     let source = Ipv4Addr::from_bits(FIRST_SOURCE.to_bits() + number);
@@ -67,6 +82,7 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     // The kernel chooses the port once it knows the destination.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     socket.bind((source, 0).into())?;
+    socket.set_nodelay(true)?;
     socket.connect(address).await
 }
 

@@ -12,7 +12,8 @@ use std::{fmt, future, io, mem};
 
 use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use crate::stream::Stream;
 
 /// Bytes read at once: a burst of messages, or the answers to many requests.
 const READ_BYTES: usize = 64 * 1024;
@@ -47,7 +48,7 @@ pub async fn until_ended(work: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// One connection, with its unsent and unread data.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     outbound: Vec<u8>,
     /// Bytes of `outbound` that a cancelled flush has sent: 0 <= sent <= outbound.len().
     sent: usize,
@@ -60,9 +61,16 @@ pub struct Connection {
 
 impl Connection {
     /// A connection without unread data.
-    pub fn of(stream: TcpStream) -> Self {
+    pub fn of(stream: impl Into<Stream>) -> Self {
         let (outbound, received) = (Vec::new(), Vec::new());
-        Self { stream, outbound, sent: 0, received, taken: 0, received_at: Instant::now() }
+        Self {
+            stream: stream.into(),
+            outbound,
+            sent: 0,
+            received,
+            taken: 0,
+            received_at: Instant::now(),
+        }
     }
 
     /// The data that the next flush sends, to be appended to.
@@ -78,6 +86,7 @@ impl Connection {
         while self.sent < self.outbound.len() {
             self.sent += self.stream.write(&self.outbound[self.sent..]).await.map_err(ended)?;
         }
+        self.stream.flush().await.map_err(ended)?;
         self.outbound.clear();
         self.sent = 0;
         Ok(())
@@ -138,7 +147,7 @@ fn ended(error: io::Error) -> anyhow::Error {
 mod tests {
     use anyhow::bail;
     use futures_util::FutureExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

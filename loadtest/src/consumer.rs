@@ -65,7 +65,7 @@ impl Consumer {
                 socket
             }
             Dialect::Channels => bail!("a server with channels alone has no topics"),
-            Dialect::Nats | Dialect::Bare => target.connect(Some(TOPIC)).await?,
+            Dialect::Nats | Dialect::Bare => target.without_tls().connect(Some(TOPIC)).await?,
         };
         Ok(Self { messages: Messages::of(socket, target.dialect), dialect })
     }

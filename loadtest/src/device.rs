@@ -175,8 +175,13 @@ mod tests {
     /// A device on `socket`, in a channel whose messages have 40 bytes.
     fn device_on(socket: WebSocket) -> Device {
         let nowhere = ([127, 0, 0, 1], 0).into();
-        let target =
-            Target { api: nowhere, edge: nowhere, pid: Pid::this(), dialect: Dialect::Gridcast };
+        let target = Target {
+            api: nowhere,
+            edge: nowhere,
+            pid: Pid::this(),
+            dialect: Dialect::Gridcast,
+            tls: false,
+        };
         let channel = Channel { name: "again:3".into(), source: 3 };
         Device { socket: Some(socket), ..Device::new(target, channel, 40) }
     }

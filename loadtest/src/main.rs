@@ -40,9 +40,11 @@ mod rival;
 mod run;
 mod scenario;
 mod server;
+mod stream;
 mod subscribers;
 mod target;
 mod tasks;
+mod tls;
 mod web_socket;
 
 use std::net::SocketAddr;
@@ -215,7 +217,7 @@ fn run_once(
     runtime: &Runtime,
 ) -> Result<Run> {
     let servers = match subject {
-        Some(rival) => vec![rival.start(&options.server_cpus, scenario.setup().disk)?],
+        Some(rival) => vec![rival.start(&options.server_cpus, &scenario.setup())?],
         None => options.servers(&scenario.setup())?,
     };
     let targets = servers.iter().map(Server::target).collect();
@@ -246,9 +248,12 @@ impl Options {
     fn servers(&self, setup: &Setup) -> Result<Vec<Server>> {
         match (self.api, self.edge, self.pid) {
             (Some(_), ..) if setup.nodes > 1 => bail!("the nodes of a grid are started here"),
+            (Some(_), ..) if setup.tls => {
+                bail!("a server with the certificate for --tls is started here")
+            }
             (Some(api), Some(edge), Some(pid)) => {
                 let (pid, dialect) = (Pid::from_raw(pid), Dialect::Gridcast);
-                Ok(vec![Server::running(Target { api, edge, pid, dialect })])
+                Ok(vec![Server::running(Target { api, edge, pid, dialect, tls: false })])
             }
             (None, None, None) => {
                 let beside = || server::binary_beside_this_one();

@@ -16,8 +16,9 @@ use tempfile::TempDir;
 
 use crate::dialect::Dialect;
 use crate::process::{PATIENCE, Process};
-use crate::server::{Disk, Server};
+use crate::server::{Disk, Server, Setup};
 use crate::target::Target;
+use crate::tls::TlsFiles;
 
 const NGINX: &str = "/usr/sbin/nginx";
 const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
@@ -80,16 +81,18 @@ impl Rival {
         }
     }
 
-    /// Starts the server with a thread or process for each of `cpus`, and waits until it listens. Only NATS uses the disk.
+    /// Starts the server with a thread or process for each of `cpus`, and waits until it listens. Only NATS uses the disk,
+    /// and only nchan and the bare server speak TLS.
     ///
     /// # Errors
     /// The server is not installed, or does not start.
-    pub fn start(&self, cpus: &[usize], disk: Disk) -> Result<Server> {
+    pub fn start(&self, cpus: &[usize], setup: &Setup) -> Result<Server> {
         match self {
-            Self::Nchan => start_nchan(cpus),
-            Self::Nats => start_nats(cpus, disk),
-            Self::Bare => start_bare(cpus),
+            Self::Nchan => start_nchan(cpus, setup.tls),
+            Self::Nats => start_nats(cpus, setup.disk),
+            Self::Bare => start_bare(cpus, setup.tls),
             Self::Running(address, pid) => {
+                ensure!(!setup.tls, "a running server does not have the certificate for --tls");
                 Ok(Server::running(target(*address, *pid, Dialect::Channels)))
             }
         }
@@ -97,7 +100,7 @@ impl Rival {
 }
 
 fn target(address: SocketAddr, pid: Pid, dialect: Dialect) -> Target {
-    Target { api: address, edge: address, pid, dialect }
+    Target { api: address, edge: address, pid, dialect, tls: false }
 }
 
 fn files() -> Result<TempDir> {
@@ -105,23 +108,42 @@ fn files() -> Result<TempDir> {
 }
 
 /// Starts nginx with one worker, which is measured. The master process only waits for signals.
-fn start_nchan(cpus: &[usize]) -> Result<Server> {
+fn start_nchan(cpus: &[usize], tls: bool) -> Result<Server> {
     let is_there = [NGINX, NCHAN].map(Path::new).iter().all(|path| path.exists());
     ensure!(is_there, "nchan is not here: apt-get install nginx libnginx-mod-nchan");
     ensure!(cpus.len() == 1, "nchan is measured with one worker: --server-cpus with one CPU");
-    let address = free_address()?;
-    let files = files()?;
-    fs::write(files.path().join("nginx.conf"), nchan_config(address))?;
+    let (address, files) = (free_address()?, files()?);
+    let (edge, listen_tls) = match tls {
+        true => {
+            let edge = free_address()?;
+            (edge, nchan_listen_tls(edge, &TlsFiles::write(files.path())?))
+        }
+        false => (address, String::new()),
+    };
+    fs::write(files.path().join("nginx.conf"), nchan_config(address, &listen_tls))?;
     let mut command = Command::new(NGINX);
     command.arg("-p").arg(files.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
     let process = Process::start(command, cpus, files)?;
     wait_for(address)?;
     let worker = only_child(process.pid())?;
-    Ok(Server::started(target(address, worker, Dialect::Channels), process))
+    let target = Target { edge, tls, ..target(address, worker, Dialect::Channels) };
+    Ok(Server::started(target, process))
+}
+
+/// The lines of a server of nginx that listens for clients over TLS as well: TLS 1.3, without tickets, which the clients do
+/// not use.
+fn nchan_listen_tls(edge: SocketAddr, TlsFiles { certificate, key }: &TlsFiles) -> String {
+    format!(
+        "listen {edge} ssl backlog=4096;
+        ssl_certificate {certificate:?};
+        ssl_certificate_key {key:?};
+        ssl_protocols TLSv1.3;
+        ssl_session_tickets off;"
+    )
 }
 
 /// The configuration of nginx. Channels keep no messages: only present subscribers get a message.
-fn nchan_config(address: SocketAddr) -> String {
+fn nchan_config(address: SocketAddr, listen_tls: &str) -> String {
     format!(
         "load_module {NCHAN};
 daemon off;
@@ -141,6 +163,7 @@ http {{
     nchan_shared_memory_size 256M;
     server {{
         listen {address} backlog=4096;
+        {listen_tls}
         location ~ ^/sub/(.+)$ {{
             nchan_subscriber websocket;
             nchan_channel_id $1;
@@ -173,13 +196,19 @@ fn start_nats(cpus: &[usize], disk: Disk) -> Result<Server> {
     Ok(Server::started(target(address, process.pid(), Dialect::Nats), process))
 }
 
-fn start_bare(cpus: &[usize]) -> Result<Server> {
+fn start_bare(cpus: &[usize], tls: bool) -> Result<Server> {
     ensure!(cpus.len() == 1, "the bare server has one thread: --server-cpus with one CPU");
     let binary = std::env::current_exe()?.with_file_name("gridcast-bare");
     ensure!(binary.is_file(), "gridcast-bare is not here: cargo build --release --workspace");
     let address = |line: &str| line.strip_prefix("gridcast-bare listens at ")?.parse().ok();
-    let (process, address) = Process::start_until(Command::new(binary), cpus, files()?, address)?;
-    Ok(Server::started(target(address, process.pid(), Dialect::Bare), process))
+    let (mut command, files) = (Command::new(binary), files()?);
+    if tls {
+        let TlsFiles { certificate, key } = TlsFiles::write(files.path())?;
+        command.args([certificate, key]);
+    }
+    let (process, address) = Process::start_until(command, cpus, files, address)?;
+    let target = Target { tls, ..target(address, process.pid(), Dialect::Bare) };
+    Ok(Server::started(target, process))
 }
 
 fn nats_config(address: SocketAddr, disk: Disk, directory: &Path) -> String {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use crate::dialect::Dialect;
 use crate::process::Process;
 use crate::target::Target;
+use crate::tls::TlsFiles;
 
 /// How servers are started, in addition to the common configuration.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub struct Setup {
     pub authorization: Option<&'static str>,
     /// Whether what clients send is stored on disk.
     pub disk: Disk,
+    /// Whether clients connect over TLS.
+    pub tls: bool,
 }
 
 /// Whether what clients send is stored on disk.
@@ -48,6 +51,7 @@ impl Default for Setup {
             descriptors: None,
             authorization: None,
             disk: Disk::Unused,
+            tls: false,
         }
     }
 }
@@ -111,13 +115,19 @@ impl Server {
             Disk::Unused => String::new(),
             Disk::Used | Disk::Synced => config_of_disk(&files.path().join("data")),
         };
-        let text = format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}{config}{disk}{LIMITS}");
+        let tls = match setup.tls {
+            true => config_of_tls(&TlsFiles::write(files.path())?),
+            false => String::new(),
+        };
+        let listeners = format!("{CONFIG_OF_LISTENERS}{config}{tls}");
+        let text = format!("{node}cores = {cpus:?}\n{listeners}{disk}{LIMITS}");
         fs::write(&path, text)?;
         let mut command = command(binary, setup);
         command.args(["serve".as_ref(), "--config".as_ref(), path.as_path()]);
         let (process, listening) = Process::start_until(command, cpus, files, parse_ready)?;
         let Listening { api, edge, .. } = listening;
-        let target = Target { api, edge, pid: process.pid(), dialect: Dialect::Gridcast };
+        let (pid, dialect) = (process.pid(), Dialect::Gridcast);
+        let target = Target { api, edge, pid, dialect, tls: setup.tls };
         Ok((Self::started(target, process), listening))
     }
 
@@ -165,6 +175,11 @@ fn config_of_disk(directory: &Path) -> String {
         "[data]\ndir = {directory:?}\n[[topic]]\nname = \"messages\"\nstore = \"disk\"\n\
          messages = {STORED_MESSAGES_MAX}\nbytes = {STORED_BYTES_MAX}\n"
     )
+}
+
+/// The certificate of the edge, which is the last listener so far.
+fn config_of_tls(TlsFiles { certificate, key }: &TlsFiles) -> String {
+    format!("[edge.tls]\ncert = {certificate:?}\nkey = {key:?}\n")
 }
 
 /// The messages that the topic on disk holds.

@@ -117,7 +117,11 @@ mod tests {
         let nowhere = ([127, 0, 0, 1], 0).into();
         let (api, edge, pid, dialect) = (nowhere, nowhere, Pid::this(), Dialect::Gridcast);
         let inbox = Inbox::new(0..1, 1, 40, &Arc::default());
-        Subscribers::new(Target { api, edge, pid, dialect }, [(socket, inbox)], deadline)
+        Subscribers::new(
+            Target { api, edge, pid, dialect, tls: false },
+            [(socket, inbox)],
+            deadline,
+        )
     }
 
     #[tokio::test]

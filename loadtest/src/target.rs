@@ -24,29 +24,45 @@ pub struct Target {
     pub pid: Pid,
     /// The protocol that the server speaks.
     pub dialect: Dialect,
+    /// Whether the edge speaks TLS. The API does not.
+    pub tls: bool,
 }
 
 impl Target {
+    /// Opens a WebSocket on a path of the edge, whose frames begin with `kind`.
+    ///
+    /// # Errors
+    /// The client could not connect, or was refused.
+    pub async fn open(&self, path: &str, kind: u8) -> Result<WebSocket> {
+        match self.tls {
+            true => client::open_over_tls(self.edge, path, kind).await,
+            false => client::open(self.edge, path, kind).await,
+        }
+    }
+
+    /// The same server, for a back end that connects as clients do but without TLS.
+    pub fn without_tls(self) -> Self {
+        Self { edge: self.api, tls: false, ..self }
+    }
+
     /// Connects a client, subscribed to `channel` if there is one.
     ///
     /// # Errors
     /// The client could not connect, or was refused.
     pub async fn connect(&self, channel: Option<&str>) -> Result<WebSocket> {
         match (self.dialect, channel) {
-            (Dialect::Gridcast, None) => client::open(self.edge, "/ws", raw::TEXT).await,
+            (Dialect::Gridcast, None) => self.open("/ws", raw::TEXT).await,
             (Dialect::Gridcast, Some(channel)) => {
-                client::open(self.edge, &format!("/ws?channels={channel}"), raw::TEXT).await
+                self.open(&format!("/ws?channels={channel}"), raw::TEXT).await
             }
-            (Dialect::Bare, None) => {
-                client::open(self.edge, &format!("/in/{TOPIC}"), raw::TEXT).await
-            }
+            (Dialect::Bare, None) => self.open(&format!("/in/{TOPIC}"), raw::TEXT).await,
             (Dialect::Channels | Dialect::Bare, channel) => {
                 // In this protocol every client has a channel.
                 let path = format!("/sub/{}", channel.unwrap_or("none"));
-                client::open(self.edge, &path, raw::TEXT).await
+                self.open(&path, raw::TEXT).await
             }
             (Dialect::Nats, channel) => {
-                let socket = client::open(self.edge, "/", raw::BINARY).await?;
+                let socket = self.open("/", raw::BINARY).await?;
                 Ok(Nats::greet(socket, false, channel).await?.socket)
             }
         }

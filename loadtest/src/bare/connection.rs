@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::session::{Broken, Session};
+
 /// What a connection does with its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -20,6 +22,8 @@ pub enum Role {
 pub struct Connection {
     pub socket: OwnedFd,
     pub role: Role,
+    /// The TLS session, if the client began one.
+    pub session: Option<Box<Session>>,
     /// Input that is not complete yet.
     pub input: Vec<u8>,
     /// Output of this turn for this connection alone.
@@ -40,6 +44,7 @@ impl Connection {
         Self {
             socket,
             role: Role::Http,
+            session: None,
             input: Vec::new(),
             own: Vec::new(),
             queue: VecDeque::new(),
@@ -47,6 +52,22 @@ impl Connection {
             is_receiving: true,
             is_broken: false,
             has_output: false,
+        }
+    }
+
+    /// Whether there is something to send.
+    pub fn has_own_output(&self) -> bool {
+        !self.own.is_empty() || self.session.as_ref().is_some_and(|session| session.has_output())
+    }
+
+    /// Takes the data of the next send: the first in the queue, or with a session all of it, encrypted.
+    ///
+    /// # Errors
+    /// The session has failed.
+    pub fn next_data(&mut self) -> Result<Option<Arc<[u8]>>, Broken> {
+        match &mut self.session {
+            None => Ok(self.queue.pop_front()),
+            Some(session) => session.seal(self.queue.drain(..)),
         }
     }
 

@@ -12,19 +12,24 @@
 //! | `GET /in/NAME`, upgraded | the same without answers |
 //! | `GET /echo`, upgraded | receives its own messages |
 //! | `POST /pub/NAME` | publishes the body |
+//!
+//! `gridcast-bare CERTIFICATE KEY` also serves clients that begin with a TLS handshake, at the same address.
 
 mod connection;
 mod frame;
 mod request;
 mod ring;
 mod server;
+mod session;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{ExitCode, exit};
-use std::{io, thread};
+use std::sync::Arc;
+use std::{env, io, thread};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
+use rustls::ServerConfig;
 
 use server::Server;
 
@@ -41,12 +46,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// Reads the files of a certificate and its key, if there are such arguments.
+fn tls() -> io::Result<Option<Arc<ServerConfig>>> {
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    match &arguments[..] {
+        [] => Ok(None),
+        [certificate, key] => session::config(certificate.as_ref(), key.as_ref()).map(Some),
+        _ => Err(io::Error::other("usage: gridcast-bare [CERTIFICATE KEY]")),
+    }
+}
+
 /// Listens on a free port of loopback, reports it on standard error, and serves until SIGTERM.
 fn run() -> io::Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     signals.thread_block()?;
+    let tls = tls()?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(BACKLOG)?)?;
     // Accepted sockets inherit it.
@@ -56,5 +72,5 @@ fn run() -> io::Result<()> {
         let _ = signals.wait();
         exit(0)
     });
-    Server::new(listener)?.serve()
+    Server::new(listener, tls)?.serve()
 }

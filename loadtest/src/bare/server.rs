@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use nix::sys::socket::{Shutdown, shutdown};
+use rustls::ServerConfig;
 
 use crate::connection::{Connection, Role};
 use crate::frame::{CLOSE, put_frame, take_frame};
 use crate::request::{Request, take_request};
 use crate::ring::{Completion, Ring};
+use crate::session::{Broken, HANDSHAKE, Session};
 
 /// A text frame that answers a message.
 const ANSWER: &[u8] = b"\x81\x02{}";
@@ -32,6 +34,7 @@ struct Channel {
 
 pub struct Server {
     listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
     ring: Ring,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
@@ -43,9 +46,14 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(listener: TcpListener) -> io::Result<Self> {
+    /// Serves plain clients and, with `tls`, those that begin a session.
+    ///
+    /// # Errors
+    /// The system has no io_uring.
+    pub fn new(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         Ok(Self {
             listener,
+            tls,
             ring: Ring::new()?,
             connections: Vec::new(),
             free: Vec::new(),
@@ -92,8 +100,11 @@ impl Server {
                     names: &mut self.names,
                     published: &mut self.published,
                 };
-                tables.read(index, &mut connection, input);
-                if !connection.own.is_empty() && !connection.has_output {
+                begin_session(self.tls.as_ref(), &mut connection, input);
+                if tables.open(index, &mut connection, input).is_err() {
+                    break_off(&mut connection);
+                }
+                if connection.has_own_output() && !connection.has_output {
                     connection.has_output = true;
                     self.with_output.push(index);
                 }
@@ -156,11 +167,7 @@ impl Server {
                 return send_from(&mut self.ring, index, connection, data, start + bytes);
             }
             Some(_) => send_next(&mut self.ring, index, connection)?,
-            None => {
-                connection.is_broken = true;
-                // Ends the receive.
-                let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
-            }
+            None => break_off(connection),
         }
         self.close_if_over(index);
         Ok(())
@@ -188,11 +195,34 @@ fn find(connections: &mut [Option<Connection>], index: u32) -> &mut Connection {
     connections[index as usize].as_mut().expect("a connection with a request in progress")
 }
 
+/// Begins the TLS session of a client whose first bytes are those of a handshake.
+fn begin_session(tls: Option<&Arc<ServerConfig>>, connection: &mut Connection, input: &[u8]) {
+    let is_new = connection.role == Role::Http && connection.input.is_empty();
+    if let Some(config) = tls
+        && is_new
+        && connection.session.is_none()
+        && input.first() == Some(&HANDSHAKE)
+        && let Ok(session) = Session::new(Arc::clone(config))
+    {
+        connection.session = Some(Box::new(session));
+    }
+}
+
+/// Marks a connection as broken, and ends its receive.
+fn break_off(connection: &mut Connection) {
+    connection.is_broken = true;
+    let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+}
+
 /// Sends what is first in the queue, if the connection works.
 fn send_next(ring: &mut Ring, index: u32, connection: &mut Connection) -> io::Result<()> {
-    match connection.queue.pop_front() {
-        Some(data) if !connection.is_broken => send_from(ring, index, connection, data, 0),
-        _ => Ok(()),
+    match connection.next_data() {
+        Ok(Some(data)) if !connection.is_broken => send_from(ring, index, connection, data, 0),
+        Ok(_) => Ok(()),
+        Err(Broken) => {
+            break_off(connection);
+            Ok(())
+        }
     }
 }
 
@@ -215,6 +245,26 @@ struct Tables<'a> {
 }
 
 impl Tables<'_> {
+    /// Decrypts what was received, if there is a session, and reads it.
+    ///
+    /// # Errors
+    /// The peer breaks the protocol of TLS.
+    fn open(
+        &mut self,
+        index: u32,
+        connection: &mut Connection,
+        received: &mut [u8],
+    ) -> Result<(), Broken> {
+        let Some(session) = &mut connection.session else {
+            self.read(index, connection, received);
+            return Ok(());
+        };
+        let mut plaintext = Vec::new();
+        session.open(received, &mut plaintext)?;
+        self.read(index, connection, &mut plaintext);
+        Ok(())
+    }
+
     /// Reads all that is complete of the connection's input, and keeps the rest.
     fn read(&mut self, index: u32, connection: &mut Connection, received: &mut [u8]) {
         if connection.input.is_empty() {
@@ -322,13 +372,21 @@ impl Tables<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpStream;
+    use std::net::{SocketAddr, TcpStream};
     use std::thread;
 
-    use super::*;
+    use rustls::crypto::ring::default_provider;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-    fn open(address: std::net::SocketAddr, path: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(address).expect("it listens");
+    use super::*;
+    use crate::session::config_of;
+
+    fn open(address: SocketAddr, path: &str) -> TcpStream {
+        upgrade(TcpStream::connect(address).expect("it listens"), path)
+    }
+
+    fn upgrade<S: Read + Write>(mut stream: S, path: &str) -> S {
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -344,18 +402,18 @@ mod tests {
         stream
     }
 
-    fn expect(stream: &mut TcpStream, bytes: &[u8]) {
+    fn expect(stream: &mut impl Read, bytes: &[u8]) {
         let mut read = vec![0; bytes.len()];
         stream.read_exact(&mut read).expect("it is open");
         assert_eq!(read, bytes);
     }
 
-    #[test]
-    fn a_message_reaches_every_subscriber_and_is_answered() {
+    /// Starts a server. Returns `None` without io_uring.
+    fn started(tls: Option<Arc<ServerConfig>>) -> Option<SocketAddr> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (tell, told) = std::sync::mpsc::channel();
-        thread::spawn(move || match Server::new(listener) {
+        thread::spawn(move || match Server::new(listener, tls) {
             Ok(server) => {
                 tell.send(None).expect("the test waits");
                 server.serve()
@@ -366,8 +424,43 @@ mod tests {
             }
         });
         if let Some(error) = told.recv().expect("the thread tells") {
-            return eprintln!("skipped: no io_uring here: {error}");
+            eprintln!("skipped: no io_uring here: {error}");
+            return None;
         }
+        Some(address)
+    }
+
+    #[test]
+    fn clients_over_tls_and_without_share_channels() {
+        let name = "localhost".to_owned();
+        let made = rcgen::generate_simple_self_signed([name.clone()]).expect("a certificate");
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let tls = config_of(certificate.clone(), key).expect("they fit");
+        let Some(address) = started(Some(tls)) else { return };
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).expect("it is a certificate");
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("TLS 1.3 is there")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from(name).expect("a name");
+        let session = ClientConnection::new(Arc::new(config), name).expect("a session");
+        let stream = TcpStream::connect(address).expect("it listens");
+        let mut over_tls = upgrade(StreamOwned::new(session, stream), "/sub/a");
+        let mut plain = open(address, "/sub/a");
+        let mut publisher = open(address, "/pub/a");
+        let masked = [0x81, 0x82, 1, 1, 1, 1, b'h' ^ 1, b'i' ^ 1];
+        publisher.write_all(&masked).expect("it is open");
+        expect(&mut publisher, ANSWER);
+        expect(&mut over_tls, b"\x81\x02hi");
+        expect(&mut plain, b"\x81\x02hi");
+    }
+
+    #[test]
+    fn a_message_reaches_every_subscriber_and_is_answered() {
+        let Some(address) = started(None) else { return };
         let mut subscribers = ["/sub/a", "/sub/a", "/sub/b"].map(|path| open(address, path));
         let mut publisher = open(address, "/pub/a");
         let masked = [0x81, 0x82, 1, 1, 1, 1, b'h' ^ 1, b'i' ^ 1];

@@ -8,6 +8,7 @@ use clap::{Args, value_parser};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::tls_title;
 use crate::client::HANDSHAKES;
 use crate::latency::Latencies;
 use crate::ledger::Damage;
@@ -32,12 +33,15 @@ pub struct Connect {
     /// latencies then count from when a handshake was due
     #[arg(long, value_parser = super::rate::parser())]
     pub rate: Option<u32>,
+    /// Clients connect over TLS 1.3, in full each time; the API stays plain
+    #[arg(long)]
+    pub tls: bool,
 }
 
 impl Connect {
     pub fn title(&self) -> String {
         let manner = self.rate.map_or(String::new(), |rate| format!(", {rate}/s"));
-        format!("connect: {} clients{manner}", self.clients)
+        format!("connect: {} clients{manner}{}", self.clients, tls_title(self.tls))
     }
 
     /// Runs the scenario. A latency is the time from connecting to the end of the handshake. Memory is the

@@ -7,12 +7,14 @@ use anyhow::Result;
 use clap::{Args, value_parser};
 use tokio::time::Instant;
 
+use super::tls_title;
 use crate::client;
 use crate::connection::until_ended;
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::ledger::Damage;
 use crate::meter::Meter;
 use crate::payload::{BYTES_MIN, Payload};
+use crate::raw;
 use crate::run::Run;
 use crate::target::Target;
 use crate::tasks::{in_parallel, until};
@@ -31,6 +33,9 @@ pub struct Echo {
     /// Messages in total, rounded up to the same number from each client
     #[arg(long, default_value_t = 200_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
     pub messages: u32,
+    /// Clients connect over TLS 1.3, in full each time; the API stays plain
+    #[arg(long)]
+    pub tls: bool,
 }
 
 struct Client {
@@ -43,21 +48,22 @@ struct Client {
 
 impl Echo {
     pub fn title(&self) -> String {
-        format!("echo: {} clients, {} B", self.clients, self.bytes)
+        format!("echo: {} clients, {} B{}", self.clients, self.bytes, tls_title(self.tls))
     }
 
-    pub async fn run(self, Target { edge, pid, .. }: Target, deadline: Instant) -> Result<Run> {
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let per_client = self.messages.div_ceil(self.clients);
         let [opening, measured, closing] = stages(per_client);
         let arrivals = Arc::<Arrivals>::default();
         let bytes = self.bytes as usize;
-        let sockets = client::open_many(edge, "/echo", self.clients).await?;
+        let open = move || async move { target.open("/echo", raw::TEXT).await };
+        let sockets = client::open_with(self.clients, &Arc::default(), open).await?;
         let clients = (0..).zip(sockets).map(|(source, socket)| {
             let inbox = Inbox::new(source..source + 1, per_client, bytes, &arrivals);
             Client { socket, source, inbox, text: Vec::new() }
         });
         let clients = round_trips(clients, opening, bytes, deadline).await?;
-        let meter = Meter::start(pid)?;
+        let meter = Meter::start(target.pid)?;
         let clients = round_trips(clients, measured, bytes, deadline).await?;
         let cost = meter.stop()?;
         let clients = round_trips(clients, closing, bytes, deadline).await?;

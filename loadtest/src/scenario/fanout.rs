@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Args, value_parser};
 use tokio::time::Instant;
 
+use super::tls_title;
 use crate::back_end::{BackEnd, bursts};
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::latency::Latencies;
@@ -43,13 +44,17 @@ pub struct Fanout {
     /// from when a message was due
     #[arg(long, conflicts_with = "burst", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
+    /// Clients connect over TLS 1.3, in full each time; the API stays plain
+    #[arg(long)]
+    pub tls: bool,
 }
 
 impl Fanout {
     pub fn title(&self) -> String {
         let Self { clients, bytes, burst, .. } = self;
         let manner = self.rate.map_or(format!("{burst} at a time"), |rate| format!("{rate}/s"));
-        format!("fan-out: {clients} clients, {bytes} B, {manner}")
+        let tls = tls_title(self.tls);
+        format!("fan-out: {clients} clients, {bytes} B, {manner}{tls}")
     }
 
     /// Runs the scenario. A latency is the time from the start of writing a burst to the arrival of a message at

@@ -8,6 +8,7 @@ use clap::{Args, value_parser};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::tls_title;
 use crate::connection::until_ended;
 use crate::consumer::Consumer;
 use crate::inbox::{Arrivals, Inbox, stages};
@@ -34,6 +35,9 @@ pub struct Ingest {
     /// Messages of each client in flight at the same time
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=65_536))]
     pub window: u32,
+    /// Clients connect over TLS 1.3, in full each time; the API stays plain
+    #[arg(long)]
+    pub tls: bool,
 }
 
 struct Sender {
@@ -49,7 +53,8 @@ struct Sender {
 impl Ingest {
     pub fn title(&self) -> String {
         let Self { clients, bytes, window, .. } = self;
-        format!("ingest: {clients} clients × {window}, {bytes} B")
+        let tls = tls_title(self.tls);
+        format!("ingest: {clients} clients × {window}, {bytes} B{tls}")
     }
 
     /// Runs the scenario. A latency is the time from sending a message to the arrival of its event at the

@@ -121,6 +121,7 @@ impl Scenario {
     /// Whether a server that speaks `dialect` can run the scenario.
     pub fn suits(&self, dialect: Dialect) -> bool {
         match self {
+            _ if self.setup().tls && dialect == Dialect::Nats => false,
             Self::Connect(_) | Self::Fanout(_) => true,
             Self::Publish(publish) if publish.history => dialect == Dialect::Gridcast,
             Self::Publish(publish) => dialect != Dialect::Nats || !publish.http,
@@ -141,6 +142,10 @@ impl Scenario {
     pub fn setup(&self) -> Setup {
         match self {
             Self::Grid(grid) => Setup { nodes: grid.nodes, ..Setup::default() },
+            Self::Connect(connect::Connect { tls, .. })
+            | Self::Echo(echo::Echo { tls, .. })
+            | Self::Fanout(fanout::Fanout { tls, .. })
+            | Self::Ingest(ingest::Ingest { tls, .. }) => Setup { tls: *tls, ..Setup::default() },
             Self::Hostile(hostile) => hostile.setup(),
             Self::Publish(publish) => publish.setup(),
             Self::Store(store) => store.setup(),
@@ -175,12 +180,26 @@ impl Scenario {
     }
 }
 
+/// The end of the title of a scenario whose clients may connect over TLS.
+fn tls_title(tls: bool) -> &'static str {
+    if tls { ", TLS" } else { "" }
+}
+
 /// The scenarios of the performance page; with `quick`, the same kinds with little work each.
 pub fn all(quick: bool) -> Vec<Scenario> {
     let least = |many: u32, few: u32| if quick { few } else { many };
-    let connect = |clients, hold, rate| Scenario::Connect(connect::Connect { clients, hold, rate });
-    let fanout = |clients, bytes, messages, burst| {
-        Scenario::Fanout(fanout::Fanout { clients, bytes, messages, burst, rate: None })
+    let connect =
+        |clients, hold, rate, tls| Scenario::Connect(connect::Connect { clients, hold, rate, tls });
+    let fanout = |clients, bytes, messages, burst, tls| {
+        Scenario::Fanout(fanout::Fanout { clients, bytes, messages, burst, rate: None, tls })
+    };
+    let echo = |tls| {
+        let messages = least(200_000, 2_000);
+        Scenario::Echo(echo::Echo { clients: 64, bytes: 130, messages, tls })
+    };
+    let ingest = |tls| {
+        let messages = least(200_000, 2_000);
+        Scenario::Ingest(ingest::Ingest { clients: 100, bytes: 128, messages, window: 1, tls })
     };
     let publish = |http| {
         Scenario::Publish(publish::Publish {
@@ -202,15 +221,18 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     };
     let hostile = hostile::Hostile { attacks, time: least(2_000, 200).into() };
     let mut scenarios = vec![
-        connect(least(1_000, 100), 0, None),
-        connect(least(5_000, 500), 0, None),
-        connect(least(15_000, 1_000), least(5, 0).into(), None),
-        connect(least(5_000, 200), 0, Some(2_000)),
-        Scenario::Echo(echo::Echo { clients: 64, bytes: 130, messages: least(200_000, 2_000) }),
-        fanout(1_000, 128, least(500, 10), 1),
-        fanout(1_000, 128, least(2_000, 64), 16),
-        fanout(least(10_000, 2_000), 128, least(50, 3), 1),
-        fanout(100, 16_384, least(2_000, 20), 1),
+        connect(least(1_000, 100), 0, None, false),
+        connect(least(5_000, 500), 0, None, false),
+        connect(least(15_000, 1_000), least(5, 0).into(), None, false),
+        connect(least(5_000, 200), 0, Some(2_000), false),
+        connect(least(5_000, 200), 0, None, true),
+        echo(false),
+        echo(true),
+        fanout(1_000, 128, least(500, 10), 1, false),
+        fanout(1_000, 128, least(500, 10), 1, true),
+        fanout(1_000, 128, least(2_000, 64), 16, false),
+        fanout(least(10_000, 2_000), 128, least(50, 3), 1, false),
+        fanout(100, 16_384, least(2_000, 20), 1, false),
         publish(false),
         publish(true),
         Scenario::Send(send::Send {
@@ -231,12 +253,8 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             bytes: 128,
             rate: None,
         }),
-        Scenario::Ingest(ingest::Ingest {
-            clients: 100,
-            bytes: 128,
-            messages: least(200_000, 2_000),
-            window: 1,
-        }),
+        ingest(false),
+        ingest(true),
     ];
     for window in [1, 16] {
         let messages = least(200_000, 2_000);
