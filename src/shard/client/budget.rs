@@ -4,6 +4,10 @@
 /// done in one slice.
 pub(super) const SLICE: usize = 1024;
 
+/// The most subscribers of a message that is written as soon as a message for one client is, ahead of fan-outs. Such a
+/// publish counts as so many sends.
+pub(super) const FEW: usize = 4;
+
 /// Subscribers visited in one turn by all publishes together. One slice of these is for pending
 /// publishes. What exceeds the limit waits for later turns.
 const REACHED_PER_TURN: usize = 4 * SLICE;

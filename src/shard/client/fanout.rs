@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 
 use super::Clients;
-use super::budget::{FanoutBudget, SLICE};
+use super::budget::{FEW, FanoutBudget, SLICE};
 use super::channels::{ChannelIndex, Channels, WalkNumber};
 use super::for_users::{UserWalk, held_bytes_for_users};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, VariantMaker, Variants};
@@ -215,6 +215,9 @@ impl Clients {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.end(channel);
         let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
+        if (2..=FEW).contains(&end) {
+            turn.work.spend(end as u32 - 1);
+        }
         let excluded = excluded.map_or_else(Vec::new, |excluded| self.connections_of(excluded));
         let tally = Tally::default();
         let (number, at) = (None, 0);
@@ -250,6 +253,7 @@ impl Clients {
         let mut slow = Vec::new();
         let is_short = turn.is_short(Shortage::Frames);
         let may_leave_out = walk.may_leave_out();
+        let priority = if walk.end <= FEW { Priority::Urgent } else { Priority::Bulk };
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection, write_queues) = connections.at(member.connection);
             if connection.phase != Phase::Open {
@@ -302,7 +306,7 @@ impl Clients {
                 turn.observe_message(connection, event);
             }
             if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
-                write_queues.push(Priority::Bulk, key, connection);
+                write_queues.push(priority, key, connection);
             }
         }
         let appended = walk.variants.take_appended();
@@ -446,11 +450,17 @@ mod tests {
     use crate::message::Ticket;
     use crate::shard::connection::Listener;
     use crate::shard::fixture;
-    use crate::shard::settings::RouteSettings;
+    use crate::shard::settings::{RouteSettings, Settings};
 
     /// The parts of a shard with so many subscribers of channel "a".
     fn subscribed(count: u64) -> (Turn, Connections, Clients, Vec<ConnectionKey>) {
-        let settings = fixture::settings();
+        subscribed_with(fixture::settings(), count)
+    }
+
+    fn subscribed_with(
+        settings: Settings,
+        count: u64,
+    ) -> (Turn, Connections, Clients, Vec<ConnectionKey>) {
         let ids = IdSource::new(settings.node, ShardId(0), IdLayout::new(1), 1);
         let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
         let mut clients = Clients::new(&turn, ids);
@@ -494,14 +504,12 @@ mod tests {
         let mut route = RouteSettings::clone(&settings.edges[0].routes[0]);
         route.outbound_bytes = frame.bytes().len() + QUEUED_FRAME_BYTES;
         settings.edges[0].routes = vec![route.into()];
-        let ids = IdSource::new(settings.node, ShardId(0), IdLayout::new(1), 1);
-        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
-        let mut clients = Clients::new(&turn, ids);
-        let key = fixture::client(&mut turn, &mut connections, ClientId::from_value(1));
-        clients.subscribe(&mut turn, &mut connections, key, &["a"]).unwrap();
+        let count = FEW + 1;
+        let (mut turn, mut connections, mut clients, keys) =
+            subscribed_with(settings, count as u64);
 
         let first = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None, None);
-        assert_eq!(first.unwrap().delivered, 1);
+        assert_eq!(first.unwrap().delivered, count as u64);
         for number in 0..3 {
             let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
             let requester = Requester { ticket: Ticket(number), backend: turn.backend_id(at) };
@@ -509,8 +517,30 @@ mod tests {
             clients.defer_publish(requester, walk.expect_err("the queue is full").into());
             clients.continue_publishes(&mut turn, &mut connections);
         }
-        assert_eq!(connections.queued_writes(), [1, 1]);
+        assert_eq!(connections.queued_writes(), [1, count]);
         let write = connections.poll_write(&turn, Priority::Urgent).unwrap();
-        assert_eq!((write.key, write.bytes), (key, 1000));
+        assert_eq!((write.key, write.bytes), (keys[0], 1000));
+    }
+
+    #[test]
+    fn a_message_for_few_is_written_before_a_fan_out_that_came_first() {
+        let many = FEW + 1;
+        let (mut turn, mut connections, mut clients, keys) = subscribed((many + FEW) as u64);
+        for &key in &keys[..FEW] {
+            clients.unsubscribe(&mut connections, key, &["a"]);
+            clients.subscribe(&mut turn, &mut connections, key, &["few"]).unwrap();
+        }
+        let frame = Frame::from_encoded(b"frame");
+        for (channel, count) in [("a", many), ("few", FEW)] {
+            let done =
+                clients.publish(&mut turn, &mut connections, channel, frame.clone(), None, None);
+            assert_eq!(done.unwrap().delivered, count as u64);
+        }
+        assert_eq!(connections.queued_writes(), [FEW, many]);
+        let urgent: Vec<_> = (0..FEW)
+            .filter_map(|_| connections.poll_write(&turn, Priority::Urgent))
+            .map(|write| write.key)
+            .collect();
+        assert_eq!(urgent, keys[..FEW]);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Clients;
-use super::budget::SLICE;
+use super::budget::{FEW, SLICE};
 use super::fanout::PendingWalk;
 use super::variants::{LastFrames, VariantMaker, Variants};
 use crate::message::{Requester, UserAction, UserCommand};
@@ -33,6 +33,8 @@ pub(crate) struct UserWalk {
     // The variants of the message. `None`: the command calls a function.
     variants: Option<Variants>,
     tally: Tally,
+    // Connections whose message may still be written ahead of fan-outs.
+    urgent_left: usize,
 }
 
 /// Returns the most memory that a command holds, in bytes.
@@ -60,7 +62,9 @@ impl Clients {
             UserAction::Send(frame) => Some(Variants::of(frame.clone(), LastFrames::default())),
             UserAction::Call(_) => None,
         };
-        let mut walk = UserWalk { command, user: 0, from: 0, variants, tally: Tally::default() };
+        let urgent_left = if command.users.len() <= FEW { FEW } else { 0 };
+        let tally = Tally::default();
+        let mut walk = UserWalk { command, user: 0, from: 0, variants, tally, urgent_left };
         match self.walk_users(turn, connections, &mut walk, SLICE) {
             (true, _) => self.answer_users(turn, requester, walk),
             (false, _) => self.defer_publish(requester, PendingWalk::from(Box::new(walk))),
@@ -171,8 +175,10 @@ impl Clients {
             turn.observe_message(connection, event);
         }
         if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
-            write_queues.push(Priority::Bulk, key, connection);
+            let priority = if walk.urgent_left > 0 { Priority::Urgent } else { Priority::Bulk };
+            write_queues.push(priority, key, connection);
         }
+        walk.urgent_left = walk.urgent_left.saturating_sub(1);
     }
 
     /// Calls the function on the client of a connection.
@@ -210,4 +216,46 @@ fn units_of(function: &Function) -> usize {
         Function::Close(..) | Function::GetContext | Function::Info => 0,
     };
     FUNCTION_UNITS + parts / PARTS_PER_UNIT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::{ClientId, IdLayout, IdSource, ShardId};
+    use crate::message::Ticket;
+    use crate::protocol::frame::Frame;
+    use crate::shard::connection::Listener;
+    use crate::shard::fixture;
+
+    #[test]
+    fn a_message_for_few_users_is_written_first_to_as_many_connections() {
+        let settings = fixture::settings();
+        let ids = IdSource::new(settings.node, ShardId(0), IdLayout::new(1), 1);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let mut clients = Clients::new(&turn, ids);
+        let be_anna = Function::SetContextValue("user_id".into(), r#""anna""#.into());
+        for id in 1..=FEW as u64 + 2 {
+            let key = fixture::client(&mut turn, &mut connections, ClientId::from_value(id));
+            clients.apply(&mut turn, &mut connections, key, &be_anna).unwrap();
+        }
+        let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
+        let requester = Requester { ticket: Ticket(1), backend: turn.backend_id(at) };
+        let mut send = |users: &[&str]| {
+            let users = users.iter().map(|&user| user.into()).collect();
+            let action = UserAction::Send(Frame::from_encoded(b"frame"));
+            let command = Arc::new(UserCommand { users, action });
+            clients.carry_out_for_users(&mut turn, &mut connections, requester, command);
+            let queued = connections.queued_writes();
+            for priority in [Priority::Urgent, Priority::Bulk] {
+                while let Some(write) = connections.poll_write(&turn, priority) {
+                    connections.handle_written(&mut turn, write.key, write.bytes);
+                }
+            }
+            queued
+        };
+        assert_eq!(send(&["anna"]), [FEW, 2]);
+        let many = ["anna", "b", "c", "d", "e"];
+        assert!(many.len() > FEW);
+        assert_eq!(send(&many), [0, FEW + 2]);
+    }
 }

@@ -10,10 +10,10 @@ use crate::shard::turn::Turn;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Priority {
-    /// Connections written to by a command for one client, or by an answer. Urgent connections are
+    /// Connections written to by a message for one client or few, or by an answer. Urgent connections are
     /// written to first.
     Urgent = 1,
-    /// Connections written to by fan-outs only. Bulk connections are written to last, within a
+    /// Connections written to by fan-outs to more clients only. Bulk connections are written to last, within a
     /// budget per turn.
     Bulk = 2,
 }
