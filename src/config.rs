@@ -22,6 +22,7 @@ mod definition;
 mod document;
 mod edge;
 mod file;
+mod kafka;
 mod limits;
 mod log;
 mod mesh;

@@ -66,7 +66,7 @@
 //! # The arrows
 //!
 //! A layer imports only layers to its left. `tests/architecture.rs` enforces this table. The same
-//! test restricts who may name glommio, io_uring, quinn, tokio, hyper, async_nats, redis, tungstenite, the sessions of rustls,
+//! test restricts who may name glommio, io_uring, quinn, tokio, hyper, async_nats, kafka_protocol, redis, tungstenite, the sessions of rustls,
 //! and the sockets of `std::net`.
 //!
 //! ```text

@@ -66,7 +66,9 @@ fn every_setting_of_the_sample_file_can_be_switched_on() {
         "edge.route" => key == "handler",
         "api.proxy" | "edge.proxy" => key == "forwarded",
         "edge.route.token" => ["key_file", "jwks", "refresh_s", "ca"].contains(&key),
-        "edge.route.token.keys" | "sink.nats" | "sink.redis" | "source.redis" => true,
+        "edge.route.token.keys" | "sink.nats" | "sink.kafka" | "sink.redis" | "source.redis" => {
+            true
+        }
         "edge.route.admit" | "sink.webhook" => key == "ca",
         _ => table.ends_with(".tls"),
     };

@@ -2,6 +2,7 @@
 //! [`EngineAddress`], and a table in `config/sink.rs`. As a source it has a variant of [`CallEngine`], and a table in
 //! `config/call_source.rs`.
 
+mod kafka;
 mod nats;
 mod redis;
 mod webhook;
@@ -16,6 +17,7 @@ use super::sinks::{Acknowledgement, EngineFailure, EventBatch};
 use crate::address::NodeId;
 use crate::protocol::call_source::{CallEngine, CallSource};
 use crate::protocol::sink::{EngineAddress, Sink};
+use kafka::KafkaEngine;
 use nats::{NatsEngine, NatsFeed};
 use redis::{RedisEngine, RedisFeed};
 use webhook::WebhookEngine;
@@ -26,8 +28,8 @@ pub(super) type Outcome =
 
 /// An engine.
 pub(super) trait Engine: Send {
-    /// Delivers a batch. `Ok` only when the engine has acknowledged every event. The events of each client are
-    /// stored in their order, also if the attempt fails half-way and the whole batch is delivered again.
+    /// Delivers the events of a batch that are not stored. `Ok` only when the engine has acknowledged every one. The events
+    /// of each client are stored in their order, also if the attempt fails half-way and the batch is delivered again.
     fn deliver(&mut self, batch: Arc<EventBatch>) -> Outcome;
 }
 
@@ -35,6 +37,7 @@ pub(super) trait Engine: Send {
 pub(super) fn connect(sink: &Sink) -> Box<dyn Engine> {
     match &sink.engine {
         EngineAddress::Nats(nats) => Box::new(NatsEngine::new(nats.clone())),
+        EngineAddress::Kafka(kafka) => Box::new(KafkaEngine::new(kafka.clone())),
         EngineAddress::Redis(redis) => Box::new(RedisEngine::new(redis.clone())),
         EngineAddress::Webhook(webhook) => {
             Box::new(WebhookEngine::new(&sink.topic, webhook.clone()))

@@ -6,11 +6,15 @@ use std::sync::Arc;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::file::PemFile;
+use super::kafka::{
+    BROKERS, ClusterKeys, KAFKA_MECHANISM, KAFKA_PASSWORD, KAFKA_TOPIC, KAFKA_USER, cluster,
+};
 use super::service::{SIGNING_SECRET, Url, service};
-use super::shape::{NAME, Text, ValueShape, milliseconds, whole};
+use super::shape::{NAME, Switch, Text, ValueShape, milliseconds, whole};
 use crate::protocol::signature::SigningSecret;
 use crate::protocol::sink::{
-    EngineAddress, Nats, Redis, RedisUrl, Sink, Webhook, is_nats_subject, is_nats_url,
+    EngineAddress, Kafka, KafkaBroker, KafkaMechanism, Nats, Redis, RedisUrl, Sink, Webhook,
+    is_nats_subject, is_nats_url,
 };
 
 /// The most sinks of a node. Each costs its topic's bookkeeping once more.
@@ -30,6 +34,9 @@ section! {
     tables {
         /// NATS with JetStream.
         nats as "nats": Option<Nats> = read_nats(section)?, Optional(NatsKeys::definition);
+
+        /// Kafka.
+        kafka as "kafka": Option<Kafka> = read_kafka(section)?, Optional(KafkaKeys::definition);
 
         /// Redis Streams.
         redis as "redis": Option<Redis> = read_redis(section)?, Optional(RedisKeys::definition);
@@ -73,6 +80,33 @@ section! {
 
         /// The subject of the messages. `{client}` stands for the client's id, for a pushed event for its key or `-`.
         subject: String = NATS_SUBJECT, required("a sink for NATS has one", "\"orders.{client}\"");
+    }
+}
+
+section! {
+    /// A topic of Kafka, or of what speaks its protocol. Each event becomes a record, with the client as its key.
+    pub(super) struct KafkaKeys(section) {
+        /// Brokers, of which one that can be reached names the others.
+        brokers: Vec<KafkaBroker> = BROKERS,
+            required("Kafka has at least one", "[\"127.0.0.1:9092\"]");
+
+        /// The topic, which has to exist.
+        topic: String = KAFKA_TOPIC, required("a sink for Kafka has one", "\"orders\"");
+
+        /// Whether connections are encrypted.
+        tls: Option<bool> = Switch, none("false", "true");
+
+        /// A PEM file: the authorities that the certificates of the brokers must come from.
+        ca: Option<PathBuf> = PemFile, none("those that the system trusts", "\"/etc/gridcast/ca.pem\"");
+
+        /// The user that logs in with SASL.
+        user: Option<String> = KAFKA_USER, none("none: nobody logs in", "\"gridcast\"");
+
+        /// The password of the user.
+        password: Option<String> = KAFKA_PASSWORD, none("none", "\"a secret of the brokers and gridcast\"");
+
+        /// How the password is shown. Use `plain` with `tls` only: it sends the password itself.
+        mechanism: KafkaMechanism = KAFKA_MECHANISM, value(KafkaMechanism::ScramSha512);
     }
 }
 
@@ -144,6 +178,18 @@ fn read_nats(sink: &Section<'_>) -> Result<Option<Nats>, ConfigError> {
     Ok(Some(Nats { servers: servers.into(), subject: subject.into() }))
 }
 
+fn read_kafka(sink: &Section<'_>) -> Result<Option<Kafka>, ConfigError> {
+    let section = sink.table("kafka")?;
+    if !section.is_written() {
+        return Ok(None);
+    }
+    let KafkaKeys { brokers, topic, tls, ca, user, password, mechanism } =
+        KafkaKeys::read_keys(&section)?;
+    let tls = tls.unwrap_or_default();
+    let keys = ClusterKeys { brokers, tls, ca, user, password, mechanism };
+    Ok(Some(Kafka { cluster: cluster(&section, keys)?, topic: topic.into() }))
+}
+
 fn read_redis(sink: &Section<'_>) -> Result<Option<Redis>, ConfigError> {
     let section = sink.table("redis")?;
     if !section.is_written() {
@@ -172,20 +218,21 @@ pub(super) fn read_sinks(root: &Section<'_>) -> Result<Vec<Arc<Sink>>, ConfigErr
     }
     let mut sinks: Vec<Arc<Sink>> = Vec::new();
     for section in &sections {
-        let SinkKeys { name, topic, nats, redis, webhook } = SinkKeys::read_keys(section)?;
+        let SinkKeys { name, topic, nats, kafka, redis, webhook } = SinkKeys::read_keys(section)?;
         if sinks.iter().any(|other| *other.name == name) {
             let reason = format!("{name:?} is the name of an earlier sink");
             return Err(section.fault(&["name"], reason));
         }
         let engines = [
             nats.map(EngineAddress::Nats),
+            kafka.map(EngineAddress::Kafka),
             redis.map(EngineAddress::Redis),
             webhook.map(EngineAddress::Webhook),
         ];
         let mut engines = engines.into_iter().flatten();
         let Some(engine) = engines.next() else {
-            return Err(section
-                .fault(&["topic"], "the sink has no engine: add `nats`, `redis` or `webhook`"));
+            let reason = "the sink has no engine: add `nats`, `kafka`, `redis` or `webhook`";
+            return Err(section.fault(&["topic"], reason));
         };
         if engines.next().is_some() {
             return Err(section.fault(&["topic"], "a sink has one engine: keep one of its tables"));
@@ -220,6 +267,7 @@ mod tests {
         };
         assert_eq!(services("webhook = { url = \"http://127.0.0.1:1/\" }"), (1, 0));
         assert_eq!(services("nats = { servers = [\"nats://a\"], subject = \"a\" }"), (0, 1));
+        assert_eq!(services("kafka = { brokers = [\"a:1\"], topic = \"a\" }"), (0, 32));
         assert_eq!(services("redis = { url = \"redis://a\", stream = \"a\" }"), (0, 4));
     }
 
@@ -230,7 +278,9 @@ mod tests {
         let webhook = "webhook = { url = \"http://127.0.0.1:1/\" }\n";
         refused(
             sink,
-            &format!("{at}3: sink.topic: the sink has no engine: add `nats`, `redis` or `webhook`"),
+            &format!(
+                "{at}3: sink.topic: the sink has no engine: add `nats`, `kafka`, `redis` or `webhook`"
+            ),
         );
         refused("[[sink]]\nname = \"a\"", &format!("{at}1: sink.topic: missing; a sink needs one"));
         let twice = format!("{sink}{webhook}{sink}{webhook}");

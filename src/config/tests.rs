@@ -15,7 +15,10 @@ use crate::protocol::call_source::{CallEngine, CallSource, NatsConsumer, RedisGr
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
-use crate::protocol::sink::{EngineAddress, Nats, Redis, RedisUrl, Sink, Webhook};
+use crate::protocol::sink::{
+    EngineAddress, Kafka, KafkaBroker, KafkaCluster, KafkaLogin, KafkaMechanism, KafkaTls, Nats,
+    Redis, RedisUrl, Sink, Webhook,
+};
 use crate::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use crate::queue::WhenFull;
 
@@ -244,11 +247,22 @@ fn every_key_is_read() {
         Nats { servers: ["nats://127.0.0.1:4222".into()].into(), subject: "chat.{client}".into() };
     let engine = EngineAddress::Nats(nats);
     let nats = Sink { name: "chat-to-nats".into(), topic: "chat".into(), engine };
+    let cluster = KafkaCluster {
+        brokers: KafkaBroker::parse("127.0.0.1:9092").into_iter().collect(),
+        tls: Some(KafkaTls { authorities: None }),
+        login: Some(KafkaLogin {
+            user: "app".into(),
+            password: "hush".into(),
+            mechanism: KafkaMechanism::Plain,
+        }),
+    };
+    let engine = EngineAddress::Kafka(Kafka { cluster, topic: "chat".into() });
+    let kafka = Sink { name: "chat-to-kafka".into(), topic: "chat".into(), engine };
     let url = RedisUrl::new("redis://:hush@127.0.0.1:6379/2").expect("a URL");
     let redis = Redis { url, stream: "chat:{client}".into(), max_len: Some(1000) };
     let engine = EngineAddress::Redis(redis);
     let redis = Sink { name: "chat-to-redis".into(), topic: "chat".into(), engine };
-    assert_eq!(config.sinks, [Arc::new(sink), Arc::new(nats), Arc::new(redis)]);
+    assert_eq!(config.sinks, [Arc::new(sink), Arc::new(nats), Arc::new(kafka), Arc::new(redis)]);
     let nats = CallEngine::Nats(NatsConsumer {
         servers: ["nats://127.0.0.1:4222".into()].into(),
         stream: "CALLS".into(),
@@ -328,6 +342,7 @@ fn the_test_of_every_key_leaves_none_out() {
             "edge.route.token.keys.key",
             "edge.route.token.keys.key_file",
             "edge.route.admit.ca",
+            "sink.kafka.ca",
             "sink.webhook.ca",
             "channel.match",
             "channel.history",

@@ -1,6 +1,7 @@
 //! Sinks: where they carry the events of a topic, and the form of an event there.
 
 mod cloud_event;
+mod kafka;
 mod redis;
 
 use std::borrow::Cow;
@@ -8,6 +9,9 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 pub use cloud_event::{BATCH_TYPE, CloudEvent, put_batch};
+pub use kafka::{
+    Kafka, KafkaBroker, KafkaCluster, KafkaLogin, KafkaMechanism, KafkaTls, is_kafka_topic,
+};
 pub use redis::{Redis, RedisUrl};
 use serde::Deserialize;
 
@@ -33,6 +37,8 @@ pub enum EngineAddress {
     Webhook(Webhook),
     /// NATS with JetStream.
     Nats(Nats),
+    /// Kafka.
+    Kafka(Kafka),
     /// Redis Streams.
     Redis(Redis),
 }
@@ -42,6 +48,15 @@ const NATS_BATCH: usize = 512;
 
 /// The most batches for NATS in flight.
 const NATS_IN_FLIGHT: usize = 4;
+
+/// The most events of a batch for Kafka, which becomes at least one record batch for each partition.
+const KAFKA_BATCH: usize = 2048;
+
+/// The most batches for Kafka in flight. With one, no partition has two requests in flight.
+const KAFKA_IN_FLIGHT: usize = 1;
+
+/// The most connections to the brokers of a Kafka cluster.
+pub const KAFKA_CONNECTIONS: usize = 32;
 
 /// The most events of a batch for Redis, which serves nobody else while it stores them: about a millisecond.
 const REDIS_BATCH: usize = 256;
@@ -55,6 +70,7 @@ impl EngineAddress {
         match self {
             Self::Webhook(webhook) => webhook.batch,
             Self::Nats(_) => NATS_BATCH,
+            Self::Kafka(_) => KAFKA_BATCH,
             Self::Redis(_) => REDIS_BATCH,
         }
     }
@@ -64,6 +80,7 @@ impl EngineAddress {
         match self {
             Self::Webhook(webhook) => webhook.in_flight,
             Self::Nats(_) => NATS_IN_FLIGHT,
+            Self::Kafka(_) => KAFKA_IN_FLIGHT,
             Self::Redis(_) => REDIS_IN_FLIGHT,
         }
     }
@@ -73,6 +90,7 @@ impl EngineAddress {
         match self {
             Self::Webhook(_) => None,
             Self::Nats(_) => Some(1),
+            Self::Kafka(_) => Some(KAFKA_CONNECTIONS),
             Self::Redis(_) => Some(REDIS_IN_FLIGHT),
         }
     }
@@ -83,6 +101,7 @@ impl fmt::Display for EngineAddress {
         match self {
             Self::Webhook(webhook) => write!(formatter, "webhook {}", webhook.service),
             Self::Nats(nats) => write!(formatter, "nats {}", nats_hosts(&nats.servers)),
+            Self::Kafka(kafka) => write!(formatter, "kafka {}", kafka.cluster),
             Self::Redis(redis) => write!(formatter, "redis {}", redis.url),
         }
     }
@@ -159,18 +178,21 @@ pub fn is_nats_subject(text: &str) -> bool {
 /// Returns what the events of one order have in common: the id of the client, or the key of an event that a back
 /// end has pushed, or `-` if it has none. `object` is what [`event_object`](super::api::event_object) returns.
 pub fn sender_of(client: ClientId, object: &[u8]) -> String {
+    match client.is_of_no_client() {
+        true => pushed_key(object).unwrap_or_else(|| "-".to_owned()),
+        false => client.to_string(),
+    }
+}
+
+/// Returns the key of an event that a back end has pushed, if it has one.
+fn pushed_key(object: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Pushed<'o> {
         #[serde(borrow, default)]
         k: Cow<'o, str>,
     }
-    if !client.is_of_no_client() {
-        return client.to_string();
-    }
-    match serde_json::from_slice(object) {
-        Ok(Pushed { k }) if !k.is_empty() => k.into_owned(),
-        _ => "-".to_owned(),
-    }
+    let Pushed { k } = serde_json::from_slice(object).ok()?;
+    (!k.is_empty()).then(|| k.into_owned())
 }
 
 /// Returns the word that says what an event is about: `message`, or the value of `event` in its field `d`.

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio, id};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
@@ -15,10 +16,13 @@ use super::{Server, Socket, refusing_port, until};
 /// Ports that are tried, one after another.
 const PORTS_TRIED: u32 = 10;
 
+/// Makes the command that starts an engine, for a port and a folder.
+type MakeCommand = dyn Fn(u16, &Path) -> Command;
+
 /// An engine on a port of its own, with a folder that outlives its process.
 pub struct Engine {
     process: Child,
-    command: fn(u16, &Path) -> Command,
+    command: Rc<MakeCommand>,
     pub port: u16,
     folder: PathBuf,
 }
@@ -26,10 +30,11 @@ pub struct Engine {
 impl Engine {
     /// Starts an engine, and waits until it listens. `command` takes the port and the folder. `None`, with a word on
     /// standard error: the program is not installed.
-    pub fn start(command: fn(u16, &Path) -> Command) -> Option<Self> {
+    pub fn start(command: impl Fn(u16, &Path) -> Command + 'static) -> Option<Self> {
         static FOLDERS: AtomicUsize = AtomicUsize::new(0);
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let folder = env::temp_dir().join(format!("gridcast-engine-{}-{number}", id()));
+        let command = Rc::new(command);
         // The port of a socket that is dropped is free again, unless somebody else takes it before the engine. Then the
         // engine ends, and another port is tried.
         for _ in 0..PORTS_TRIED {
@@ -42,8 +47,8 @@ impl Engine {
                 eprintln!("skipped: {program} is not installed");
                 return None;
             };
-            let mut engine =
-                Self { process, command, port: address.port(), folder: folder.clone() };
+            let (command, folder) = (command.clone(), folder.clone());
+            let mut engine = Self { process, command, port: address.port(), folder };
             if engine.listens() {
                 return Some(engine);
             }

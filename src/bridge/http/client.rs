@@ -40,7 +40,7 @@ const _: () = assert!((IN_FLIGHT_MAX + IDLE_CONNECTIONS_MAX) as u64 <= HOOK_DESC
 type Connections = Pool<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// The certificates of the trusted authorities, in DER. `None`: those that the system trusts.
-type Authorities = Option<Arc<[Vec<u8>]>>;
+pub(in crate::bridge) type Authorities = Option<Arc<[Vec<u8>]>>;
 
 /// Sends requests, and keeps connections for the next ones.
 #[derive(Default)]
@@ -138,7 +138,7 @@ fn connections(tls: ClientConfig) -> Connections {
 }
 
 /// Returns the TLS settings for services whose certificates come from these authorities.
-fn tls(authorities: &Authorities) -> Result<ClientConfig, String> {
+pub(in crate::bridge) fn tls(authorities: &Authorities) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     match authorities {
         Some(certificates) => {

@@ -2,13 +2,14 @@
 //!
 //! The events of one client form a lane. A batch takes whole lanes, as far as they fit, and no other batch takes
 //! events of the same clients until the engine has acknowledged it. A batch that fails stays as it is and is
-//! sent again after a pause, so an engine that has taken a part of it gets doubles with the same ids.
+//! sent again after a pause. An engine that has taken a part of it gets doubles with the same ids, unless it has said
+//! which part.
 //!
 //! An engine may answer a batch with calls. They are carried out one after another, and the batch ends with the
 //! last one. A call that fails is counted and not repeated: the engine has taken the events.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::address::ClientId;
 use crate::bridge::pauses::RetryPauses;
@@ -33,9 +34,34 @@ pub(in crate::bridge) struct EventBatch {
     pub id_prefix: Arc<str>,
     /// The events.
     pub events: Vec<SinkEvent>,
+    // Whether the engine has stored the event at the same place, in an attempt that has failed for others. Shorter than
+    // the events if it has stored none of the last ones.
+    stored: Mutex<Vec<bool>>,
 }
 
 impl EventBatch {
+    /// Events that no attempt was made for.
+    pub(in crate::bridge) fn new(id_prefix: Arc<str>, events: Vec<SinkEvent>) -> Self {
+        Self { id_prefix, events, stored: Mutex::default() }
+    }
+
+    /// Returns the events that the engine has not stored yet, with their places.
+    pub(in crate::bridge) fn unstored(&self) -> Vec<(usize, &SinkEvent)> {
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_stored = |at: usize| stored.get(at).copied().unwrap_or_default();
+        self.events.iter().enumerate().filter(|(at, _)| !is_stored(*at)).collect()
+    }
+
+    /// Notes that the engine has stored the event at a place. If the attempt fails for others, the next one leaves the
+    /// event out.
+    pub(in crate::bridge) fn note_stored(&self, at: usize) {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if stored.len() <= at {
+            stored.resize(self.events.len(), false);
+        }
+        stored[at] = true;
+    }
+
     /// The id of an event: the same for every attempt, and of no other event.
     pub(in crate::bridge) fn id_of(&self, event: &SinkEvent) -> String {
         format!("{}{}", self.id_prefix, event.number.0)
@@ -196,7 +222,7 @@ impl Runner {
         let events = self.take_events()?;
         self.has_news |= self.unfinished.is_empty();
         self.figures.in_flight += events.len() as u64;
-        let batch = Arc::new(EventBatch { id_prefix: self.id_prefix.clone(), events });
+        let batch = Arc::new(EventBatch::new(self.id_prefix.clone(), events));
         let id = self.next_batch;
         self.next_batch.0 += 1;
         let unfinished =
