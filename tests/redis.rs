@@ -194,6 +194,27 @@ fn a_key_that_is_no_stream_is_named_and_holds_the_events_back() {
     assert_complete(&stored(&mut connection, "orders"), 1, 1);
 }
 
+#[test]
+fn an_entry_that_is_refused_has_no_other_one_stored_twice() {
+    let Some(redis) = Engine::start(serve) else { return };
+    let mut connection = connect(&redis);
+    tell(&mut connection, "SET in:8 text");
+    let server = server(&redis, "hush", "stream = \"in:{client}\"");
+    let mut backend = server.backend();
+    // Meanwhile events gather for batches of several clients.
+    redis.signal(Signal::STOP);
+    for key in 0..10 {
+        backend.done("queue.push", &json!({"t": "orders", "d": "x", "k": key.to_string()}));
+    }
+    redis.signal(Signal::CONT);
+    until(|| sink_sample(&server, "retries_total") >= 3);
+    let _: Answer = connection.del("in:8").expect("it is there");
+    until(|| sink_sample(&server, "lag_events") == 0);
+    for key in 0..10 {
+        assert_eq!(entries(&mut connection, &format!("in:{key}")).len(), 1, "{key}");
+    }
+}
+
 /// A server with a source on the stream `calls`.
 fn server_with_source(redis: &Engine, password: &str, sections: &str) -> Server {
     let url = url(redis, password);

@@ -1,13 +1,14 @@
 //! Redis Streams: an entry for each event, and one transaction for each batch.
 //!
 //! Redis carries out the `XADD`s of a transaction one after another, with nothing between them. Where it takes no
-//! writes (no memory is left, it is a replica) it carries out none. So the order of each client holds. A batch
-//! whose answer was lost is stored twice, and so are the other entries of a batch of which one is refused: the field `id` of these
-//! entries is the same.
+//! writes (no memory is left, it is a replica) it carries out none. So the order of each client holds. When it refuses single
+//! entries, because a key holds another type, the others are stored and not sent again. A batch whose answer was lost is
+//! stored twice: the field `id` of these entries is the same.
 //!
 //! A source is a consumer of a group, named after its node. First it takes what an earlier run of the node has left, then
 //! from time to time what other consumers have left, and new entries.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::{Acknowledging, CallFeed, Engine, Outcome, Taking, WAIT_MAX, explain}
 use crate::address::NodeId;
 use crate::bridge::call_sources::{CallMessage, Receipts};
 use crate::bridge::sinks::{Acknowledgement, EngineFailure, EventBatch};
+use crate::message::SinkEvent;
 use crate::protocol::api::event_object;
 use crate::protocol::call_source::RedisGroup;
 use crate::protocol::sink::{Redis, RedisUrl};
@@ -72,7 +74,8 @@ async fn store(
     };
     let mut transaction = redis::pipe();
     transaction.atomic();
-    for event in &batch.events {
+    let events = batch.unstored();
+    for (_, event) in &events {
         let object = event_object(event.frame.payload());
         transaction.cmd("XADD").arg(redis.stream_of(event.client, object));
         if let Some(max_len) = redis.max_len {
@@ -82,10 +85,32 @@ async fn store(
         let client = Some(event.client).filter(|client| !client.is_of_no_client());
         let client = client.map_or_else(String::new, |client| client.to_string());
         transaction.arg("*").arg("id").arg(batch.id_of(event));
-        transaction.arg("client").arg(client).arg("data").arg(object).ignore();
+        transaction.arg("client").arg(client).arg("data").arg(object);
     }
-    transaction.exec_async(&mut connection).await?;
+    // A transaction that is not carried out is an error all the same.
+    let answers: Vec<Value> = transaction.ignore_errors().query_async(&mut connection).await?;
+    note(batch, &events, answers)?;
     Ok(connection)
+}
+
+/// Notes which entries are stored. Returns the first refusal.
+fn note(
+    batch: &EventBatch,
+    events: &[(usize, &SinkEvent)],
+    answers: Vec<Value>,
+) -> Result<(), RedisError> {
+    let mut refused = HashSet::new();
+    let mut noted = Ok(());
+    for ((at, event), answer) in events.iter().zip(answers) {
+        if let Err(error) = answer.extract_error() {
+            refused.insert(event.client);
+            noted = noted.and(Err(error));
+        } else if !refused.contains(&event.client) {
+            // A later entry of a client comes again behind the one that was refused.
+            batch.note_stored(*at);
+        }
+    }
+    noted
 }
 
 /// Connects to a server. Each answer has to come within `answer_max`.
