@@ -11,6 +11,7 @@
 
 mod cluster;
 mod connection;
+mod layout;
 mod login;
 mod partitioner;
 
@@ -37,6 +38,7 @@ use crate::protocol::api::event_object;
 use crate::protocol::sink::{KAFKA_CONNECTIONS, Kafka};
 use cluster::{BrokerId, Cluster};
 use connection::{BrokerConnection, text};
+use layout::AnswerPart::{self, Array, Fixed, Text};
 
 /// The time that a broker has to store records, with all replicas that it waits for.
 const STORED_MAX: Duration = Duration::from_secs(5);
@@ -46,6 +48,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(8);
 
 /// The version of the request.
 const PRODUCE: i16 = 3;
+
+/// The answer: topics with a name and partitions, then a time. A partition has a number, an error, an offset and a time.
+const PRODUCE_ANSWER: &[AnswerPart] = &[Array(&[Text, Array(&[Fixed(22)])]), Fixed(4)];
 
 /// Every replica that is in sync has to have the records.
 const ACKS_ALL: i16 = -1;
@@ -227,7 +232,8 @@ impl Producer {
             async move {
                 let sent = async {
                     let mut connection = link?.open().await?;
-                    let answer = connection.request(PRODUCE, &request, ANSWER_MAX).await?;
+                    let answer =
+                        connection.request(PRODUCE, &request, PRODUCE_ANSWER, ANSWER_MAX).await?;
                     Ok((connection, answer))
                 };
                 (leader, sent.await)

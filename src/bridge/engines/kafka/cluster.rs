@@ -9,6 +9,7 @@ use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, Metada
 use kafka_protocol::messages::{MetadataRequest, TopicName};
 
 use super::connection::{BrokerConnection, check, text};
+use super::layout::AnswerPart::{self, Array, Fixed, Text};
 use crate::protocol::sink::{KAFKA_CONNECTIONS, KafkaBroker, KafkaCluster};
 
 /// The time for the list of the brokers and partitions.
@@ -16,6 +17,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// The version of the request. Brokers from Kafka 1.0 on know it.
 const METADATA: i16 = 4;
+
+/// The answer: a time, the brokers, the cluster, its controller, and the topics.
+const METADATA_ANSWER: &[AnswerPart] = &[Fixed(4), Array(BROKER), Text, Fixed(4), Array(TOPIC)];
+
+/// A broker: number, host, port and rack.
+const BROKER: &[AnswerPart] = &[Fixed(4), Text, Fixed(4), Text];
+
+/// A topic: error, name, whether it is internal, and partitions.
+const TOPIC: &[AnswerPart] = &[Fixed(2), Text, Fixed(1), Array(PARTITION)];
+
+/// A partition: error, number and leader, then replicas and those in sync.
+const PARTITION: &[AnswerPart] = &[Fixed(10), Array(&[Fixed(4)]), Array(&[Fixed(4)])];
 
 /// The number of a broker in its cluster.
 pub(super) type BrokerId = i32;
@@ -115,7 +128,7 @@ async fn describe(
     let request = MetadataRequest::default()
         .with_topics(Some(vec![name]))
         .with_allow_auto_topic_creation(false);
-    let answer = connection.request(METADATA, &request, ANSWER_MAX).await;
+    let answer = connection.request(METADATA, &request, METADATA_ANSWER, ANSWER_MAX).await;
     let answer = answer.map_err(|why| format!("broker {broker}: {why}"))?;
     let brokers = answer.brokers.iter().filter_map(address_of).collect();
     let [found] = &answer.topics[..] else { return Err("no answer about the topic".to_owned()) };

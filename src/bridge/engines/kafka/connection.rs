@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::layout::{AnswerPart, is_whole};
 use super::login;
 use crate::bridge::engines::explain;
 use crate::bridge::http::client::tls;
@@ -22,7 +23,7 @@ use crate::protocol::sink::{KafkaBroker, KafkaCluster};
 const CONNECTED_MAX: Duration = Duration::from_secs(5);
 
 /// The longest answer, in bytes.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// The name by which brokers know the node, in their logs and quotas.
 const CLIENT_NAME: &str = "gridcast";
@@ -54,11 +55,13 @@ impl BrokerConnection {
         opened.map_err(|why| format!("broker {broker}: {why}"))
     }
 
-    /// Sends a request and returns the answer, if it comes in time.
+    /// Sends a request and returns the answer, if it comes in time. `version` is one without tagged fields, whose answers have
+    /// these parts.
     pub(super) async fn request<R: Request>(
         &mut self,
         version: i16,
         request: &R,
+        parts: &[AnswerPart],
         answer_max: Duration,
     ) -> Result<R::Response, String> {
         let number = self.next;
@@ -70,6 +73,9 @@ impl BrokerConnection {
         let header = ResponseHeader::decode(&mut answer, header).map_err(explain)?;
         if header.correlation_id != number {
             return Err("the broker has answered another request".to_owned());
+        }
+        if !is_whole(parts, &answer) {
+            return Err("the answer of the broker is not whole".to_owned());
         }
         R::Response::decode(&mut answer, version).map_err(explain)
     }

@@ -13,6 +13,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
 use super::connection::{BrokerConnection, check, text};
+use super::layout::AnswerPart::{self, Array, Fixed, Octets, Text};
 use crate::bridge::engines::explain;
 use crate::protocol::sink::{KafkaLogin, KafkaMechanism};
 
@@ -22,8 +23,14 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// The version of the first request. Brokers from Kafka 1.0 on know it.
 const HANDSHAKE: i16 = 1;
 
+/// The answer: an error, and the mechanisms.
+const HANDSHAKE_ANSWER: &[AnswerPart] = &[Fixed(2), Array(&[Text])];
+
 /// The version of the further requests.
 const AUTHENTICATE: i16 = 0;
+
+/// Their answers: an error, its text, and what the mechanism says.
+const AUTHENTICATE_ANSWER: &[AnswerPart] = &[Fixed(2), Text, Octets];
 
 /// The most rounds of the hash that a broker may ask for: some 50 ms of the thread. Kafka itself allows 16,384.
 const ITERATIONS_MAX: u32 = 65_536;
@@ -55,7 +62,7 @@ pub(super) async fn log_in(
 /// Chooses a mechanism.
 async fn begin(connection: &mut BrokerConnection, name: &str) -> Result<(), String> {
     let request = SaslHandshakeRequest::default().with_mechanism(text(name));
-    let answer = connection.request(HANDSHAKE, &request, ANSWER_MAX).await?;
+    let answer = connection.request(HANDSHAKE, &request, HANDSHAKE_ANSWER, ANSWER_MAX).await?;
     let offered: Vec<&str> = answer.mechanisms.iter().map(|name| &**name).collect();
     check(answer.error_code).map_err(|why| format!("{why}; offered: {}", offered.join(", ")))
 }
@@ -75,7 +82,8 @@ async fn authenticate(
     message: String,
 ) -> Result<String, String> {
     let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into_bytes().into());
-    let answer = connection.request(AUTHENTICATE, &request, ANSWER_MAX).await?;
+    let answer =
+        connection.request(AUTHENTICATE, &request, AUTHENTICATE_ANSWER, ANSWER_MAX).await?;
     check(answer.error_code).map_err(|why| match answer.error_message.as_deref() {
         Some(message) => explain(format!("{why}: {message}")),
         None => why,

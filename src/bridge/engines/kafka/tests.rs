@@ -273,20 +273,27 @@ fn a_login_succeeds_or_says_why_not() {
     );
 }
 
-#[test]
-fn what_is_no_broker_is_refused_before_memory_is_taken() {
+/// Why an engine fails whose broker answers the first request with these bytes.
+fn failure_after(answer: &'static [u8]) -> String {
     let broker = FakeBroker::start(1, |_| Some(0));
     let listener = broker.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let port = listener.local_addr().expect("it is bound").port();
     broker.runtime.spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a client");
-        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("the client waits");
+        stream.write_all(answer).await.expect("the client waits");
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    let mut engine = broker.engine(None);
     let other = KafkaBroker { host: "127.0.0.1".into(), port };
     let cluster = KafkaCluster { brokers: [other].into(), tls: None, login: None };
-    engine.kafka = Arc::new(Kafka { cluster, topic: "t".into() });
-    let why = broker.deliver(&mut engine, &batch(&[1])).expect_err("no broker");
+    let mut engine = KafkaEngine::new(Kafka { cluster, topic: "t".into() });
+    broker.deliver(&mut engine, &batch(&[1])).expect_err("no answer of Kafka")
+}
+
+#[test]
+fn what_is_no_broker_or_says_too_much_is_refused_before_memory_is_taken() {
+    let why = failure_after(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     assert!(why.ends_with("the broker has sent no answer of Kafka, or a very long one"), "{why}");
+    // The number of the request, a time, and 2,147,483,647 brokers.
+    let why = failure_after(b"\0\0\0\x0c\0\0\0\0\0\0\0\0\x7f\xff\xff\xff");
+    assert!(why.ends_with("the answer of the broker is not whole"), "{why}");
 }
