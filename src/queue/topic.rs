@@ -255,6 +255,7 @@ impl Topic {
         self.held.policy.age_max_us > 0
             || self.has_consumers()
             || self.has_unstored()
+            || self.held.disk.as_ref().is_some_and(|disk| disk.has_marks())
             || self.held.has_dead()
             || !self.delayed.is_empty()
             || self.all_groups().any(|group| group.lanes.has_delayed() || !group.taken.is_empty())
@@ -473,6 +474,7 @@ impl Topic {
         self.each_group(|group, held| group.handle_timeout(held, now_us));
         self.held.bury_next();
         self.drop_aged(now_us);
+        self.note_consumers(Some(now_us));
     }
 
     /// Asserts the invariants. Costs a look at every lane.

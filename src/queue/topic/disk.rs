@@ -7,8 +7,9 @@
 //!
 //! - Credit: a shard that feeds the topic is given new credit when its events are stored. What is not stored is bounded
 //!   by [`UNSTORED_MAX`].
-//! - Marks: before the first consumer of a group is handed anything, the log notes that the group has consumers. After
-//!   a restart, events that such a group may have been handed are marked as redelivered.
+//! - Marks: before the first consumer of a group is handed anything, the log notes that the group has consumers. Some time after
+//!   the last one has gone, it notes that too. After a restart, events that such a group may have been handed are marked as
+//!   redelivered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -31,6 +32,10 @@ const WINDOW_MESSAGES: usize = 1 << 14;
 
 /// Bytes of these events. The last batch that is read may exceed them.
 const WINDOW_BYTES: usize = 8 << 20;
+
+/// The time after its last consumer has gone, in microseconds, after which the log notes that a group has none. Back ends that
+/// take events one request after the other need no two notes for each.
+const UNCONSUMED_US: u64 = 10_000_000;
 
 /// The part of a topic that deals with its log.
 #[derive(Debug)]
@@ -58,6 +63,8 @@ struct GroupOnDisk {
     in_memory: Credit,
     is_reading: bool,
     mark: Mark,
+    // When it was first seen that the group has no consumers, in microseconds, while the log notes that it has.
+    unconsumed_since_us: Option<u64>,
     // Consumers that wait for the mark.
     starting: Vec<BackendId>,
     // Events that were dropped while a read was in progress, which may bring them. At most as many as the windows of
@@ -100,6 +107,11 @@ pub(super) enum StoredFor {
 }
 
 impl OnDisk {
+    /// Whether the log notes of a group that it has consumers.
+    pub(super) fn has_marks(&self) -> bool {
+        self.groups.iter().any(|group| group.mark == Mark::Consumed)
+    }
+
     /// Whether something is to be told to the log.
     pub(super) fn has_changes(&self) -> bool {
         !self.changes.is_empty() || !self.retries.is_empty()
@@ -152,6 +164,7 @@ impl GroupOnDisk {
             in_memory,
             is_reading: false,
             mark: Mark::Unconsumed,
+            unconsumed_since_us: None,
             starting: Vec::new(),
             dropped: BTreeSet::new(),
         }
@@ -405,7 +418,7 @@ impl Topic {
     /// Derives what the log is to be told and to read from the state of the groups. Returns whether
     /// [`Self::take_log_changes`] has some.
     pub fn update_log(&mut self) -> bool {
-        self.note_consumers();
+        self.note_consumers(None);
         self.note_windows();
         self.held.disk.as_ref().is_some_and(|disk| disk.has_changes())
     }
@@ -424,8 +437,8 @@ impl Topic {
         std::mem::take(&mut disk.changes)
     }
 
-    /// Tells the log which groups have got their first consumer, or have lost the last one.
-    fn note_consumers(&mut self) {
+    /// Tells the log which groups have got their first consumer. Given the time, also which have had none for long enough.
+    pub(super) fn note_consumers(&mut self, now_us: Option<u64>) {
         let Some(disk) = &mut self.held.disk else { return };
         let groups = all_groups(&mut self.default_group, disk.has_default_group, &mut self.groups);
         let is_consumed = |group: &super::group::Group| {
@@ -438,9 +451,19 @@ impl Topic {
             let of_group = &mut disk.groups[usize::from(group.0)];
             match of_group.mark {
                 Mark::Unconsumed if is_consumed => {}
-                Mark::Consumed if !is_consumed => {}
-                Mark::Unconsumed | Mark::Consumed | Mark::Changing { .. } => continue,
+                Mark::Consumed if !is_consumed => {
+                    let Some(now_us) = now_us else { continue };
+                    let since_us = *of_group.unconsumed_since_us.get_or_insert(now_us);
+                    if now_us.saturating_sub(since_us) < UNCONSUMED_US {
+                        continue;
+                    }
+                }
+                Mark::Unconsumed | Mark::Consumed | Mark::Changing { .. } => {
+                    of_group.unconsumed_since_us = None;
+                    continue;
+                }
             }
+            of_group.unconsumed_since_us = None;
             of_group.mark = Mark::Changing { to_consumed: is_consumed };
             let below = of_group.next;
             disk.changes.push(LogChange::Consume { group, is_consumed, below });

@@ -213,10 +213,22 @@ fn a_consumer_is_handed_nothing_before_the_log_says_that_there_is_one() {
     bench.join(2, None);
     bench.topic.gone(consumer(1));
     assert_eq!(bench.texts(), ["a"]);
-    // When none is left, the log says so, and then hears of the next one before it is handed anything.
+    // One that comes soon after the last has gone need not wait either.
     bench.topic.gone(consumer(2));
+    bench.topic.handle_timeout(1_000_000);
     bench.send();
     bench.join(3, None);
+    bench.send();
+    assert_eq!(bench.texts(), ["a"]);
+    // When none has come for 10 s, the log says so, and then hears of the next one before it is handed anything.
+    bench.topic.gone(consumer(3));
+    bench.topic.handle_timeout(2_000_000);
+    bench.topic.handle_timeout(11_999_999);
+    assert!(!bench.topic.update_log(), "{:?}", bench.topic.take_log_changes());
+    assert!(bench.sent.is_empty(), "{:?}", bench.sent);
+    bench.topic.handle_timeout(12_000_000);
+    bench.send();
+    bench.join(4, None);
     bench.send();
     assert_eq!(bench.texts(), [""; 0]);
     bench.store();
