@@ -2,10 +2,17 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::time::Duration;
+use std::{fs, process, thread};
 
-use support::{CONFIG, Server, Socket, until, users};
+use serde_json::{Value, json};
+
+use support::{CONFIG, Server, Socket, until, until_within, users};
+
+/// The longest that something may take which a configured time of a second brings about.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A user with all roles, and the header of its requests.
 const USER: &str = "[[api.user]]\nname = \"app\"\ntoken = \"open-sesame\"\n";
@@ -68,6 +75,102 @@ fn new_bounds_of_topics_hold_for_the_topics_that_exist() {
     (0..10).for_each(|number| assert_eq!(consumer.data(), number.to_string()));
     server.device("/plain").send_text("next");
     assert_eq!(consumer.data(), "next");
+}
+
+/// A node with a topic `jobs` in memory or on disk, and what its table says.
+struct WithTopic {
+    server: Server,
+    store: &'static str,
+    folder: PathBuf,
+}
+
+impl Drop for WithTopic {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl WithTopic {
+    fn start(store: &'static str, keys: &str) -> Self {
+        let name = format!("gridcast-reload-{}-{store}", process::id());
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let server = Server::start(&config_with_topic(&folder, store, keys));
+        Self { server, store, folder }
+    }
+
+    /// Reloads the table with other keys, and waits until the log says so.
+    fn reload(&mut self, keys: &str, change: &str) {
+        self.server.reload(&config_with_topic(&self.folder, self.store, keys));
+        self.server.logs(&format!("topic[\"jobs\"].{change}"));
+    }
+
+    fn ask(&self, path: &str, params: &Value) -> Value {
+        serde_json::from_str(&self.server.post(path, &params.to_string())).expect("JSON")
+    }
+
+    fn push(&self, data: &str) -> Value {
+        self.ask("/v1/queue/push", &json!({ "t": "jobs", "d": data, "k": data }))
+    }
+
+    /// Takes an event of a topic; `None` if none comes within a second. Its data, and its tag.
+    fn take(&self, topic: &str) -> Option<(String, Value)> {
+        let answer =
+            self.ask("/v1/queue/take", &json!({ "t": [topic], "max": 1, "wait_ms": 1000 }));
+        let event = &answer["r"]["events"].as_array().expect("events").first()?.clone();
+        Some((event["d"]["data"].as_str().expect("pushed").to_owned(), event["g"].clone()))
+    }
+
+    fn shows(&self, metric: &str) {
+        until(|| self.server.get("/metrics").body.contains(metric));
+    }
+}
+
+fn config_with_topic(folder: &Path, store: &str, keys: &str) -> String {
+    let table = format!("[[topic]]\nname = \"jobs\"\nstore = \"{store}\"\n{keys}\n");
+    format!("{CONFIG}[data]\ndir = {folder:?}\n{table}")
+}
+
+fn keys_of_a_topic_change(store: &'static str) {
+    let mut node = WithTopic::start(store, "messages = 1\nwhen_full = \"drop_oldest\"");
+    let success = json!({ "E": null, "r": { "s": true } });
+    // The bound and what happens at it.
+    assert_eq!([node.push("a"), node.push("b")], [success.clone(), success.clone()]);
+    node.shows("gridcast_topic_messages{topic=\"jobs\"} 1\n");
+    node.reload("messages = 3\nwhen_full = \"hold\"", "messages: 1 -> 3");
+    until(|| node.push("c") == success);
+    let keys = "messages = 3\nwhen_full = \"hold\"\ntries = 1\ndead = \"jobs.dead\"";
+    // An event that is given back goes to the dead topic now.
+    node.reload(keys, "tries: 0 -> 1");
+    let (data, tag) = node.take("jobs").expect("it waits");
+    assert_eq!(data, "b");
+    node.ask("/v1/queue/nack", &json!({ "g": tag }));
+    assert_eq!(node.take("jobs.dead").map(|(data, _)| data), Some("b".into()));
+    // One that is not acknowledged goes there too.
+    let (data, _) = node.take("jobs").expect("it waits");
+    assert_eq!(data, "c");
+    node.reload(&format!("{keys}\nack_s = 1"), "ack_s: 30 -> 1");
+    until_within(PATIENCE, || node.take("jobs.dead").is_some_and(|(data, _)| data == "c"));
+    // One that waits for too long is dropped and counted.
+    assert_eq!(node.push("d"), success);
+    node.reload(&format!("{keys}\nack_s = 1\nmax_age_s = 1"), "max_age_s: 0 -> 1");
+    until_within(PATIENCE, || {
+        node.server.get("/metrics").body.contains("gridcast_topic_messages{topic=\"jobs\"} 0\n")
+    });
+    // What the node cannot change is named, and nothing else is lost by it.
+    let keys = format!("{keys}\nack_s = 1\nmax_age_s = 0\ngroups = [\"audit\"]");
+    node.reload(&keys, "groups: [] -> [\"audit\"]");
+    assert_eq!(node.push("e"), success);
+    assert_eq!(node.take("jobs").map(|(data, _)| data), Some("e".into()));
+}
+
+#[test]
+fn keys_of_a_topic_in_memory_change() {
+    keys_of_a_topic_change("memory");
+}
+
+#[test]
+fn keys_of_a_topic_on_disk_change() {
+    keys_of_a_topic_change("disk");
 }
 
 #[test]
