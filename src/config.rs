@@ -220,6 +220,7 @@ impl Config {
             warnings.extend(files.warnings(unix_ms));
         }
         warnings.extend(topic::warnings(&self.topics));
+        warnings.extend(channel::warnings(&self.channels));
         warnings
     }
 }

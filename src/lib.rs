@@ -10,7 +10,7 @@
 //! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
 //! | [`message`] | the messages of shards, the mesh and the node: one enum per direction |
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit, and the logs of those on disk. Pure |
-//! | [`channel`] | channels with history: their messages, idempotency keys; who is present, not used by shards yet. Pure |
+//! | [`channel`] | channels with history: their messages, idempotency keys; who is present. Pure |
 //! | [`metrics`] | the counters of a shard, the figures of the process, and their text for `/metrics` |
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
@@ -29,6 +29,7 @@
 //! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard. The sum for `{s, f}`: of other nodes in `mesh::publish`, of all in `shard::backend::pending` |
 //! | Where is a message for users delivered? | `Clients::walk_users` in `shard::client::for_users`, on every shard of the grid; sent to the other nodes by `Mesh::carry_out_for_users` in `mesh::publish` |
 //! | Where does a publish to a channel with history get its position, and its order? | `ChannelHomes::accept` in `shard::homes`; routed by `shard::publishing` |
+//! | Where is it decided who joins a channel and leaves it? | `HomePresence` in `channel::presence`, told by the shards' `LocalPresence`; `shard::client::presence` tells devices and topics |
 //! | Where does a device get what it has missed? | `shard::client::recovery`, from `Histories::recover` in `channel::histories` |
 //! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |
 //! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in `shard::input` |

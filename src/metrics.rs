@@ -85,6 +85,8 @@ counters! {
         recoveries: "Channels in which a device got all that it had missed",
         recoveries_incomplete: "Channels in which a device may have missed messages that are gone",
         recovered: "Missed messages queued for devices",
+        presence_events: "Joins and leaves queued for devices",
+        presence_told: "Events of presence put into topics",
         compressions: "Compressions: of a message for one client, or once for all subscribers of a shard",
         compressed: "Compressed messages queued for connections",
         compression_saved_bytes: "Bytes saved by compression",
@@ -115,6 +117,7 @@ counters! {
         outbound_bytes: "Frames that did not fit, and times a peer was not read from until it read",
         channels_per_client: "Subscriptions and handshakes refused",
         history_bytes: "Messages dropped from the histories of channels to make room for newer ones",
+        presence_bytes: "Users in channels with presence of whom nobody is told, for lack of room",
         memory_bytes: "Connections closed or refused, frames failed, and messages dropped from histories, for lack of memory",
         api_connections: "API connections closed because the limit was reached",
         clients: "Clients refused because the limit was reached",
@@ -202,6 +205,12 @@ pub struct Report {
     pub history_messages: u64,
     /// The memory of their histories, in bytes.
     pub history_bytes: u64,
+    /// Channels with presence whose home the shard is.
+    pub presence_channels: u64,
+    /// Users in them, and one for all clients without a user in a channel.
+    pub presence_members: u64,
+    /// The memory of users in channels with presence, in bytes.
+    pub presence_bytes: u64,
     /// Idempotency keys of publishes that are remembered.
     pub idempotency_keys: u64,
     /// Calls of `queue.take` that wait for events.

@@ -114,11 +114,15 @@ fn settings(shards: usize, random: &mut Random) -> Settings {
     let settings = shard_value::settings();
     let route = RouteSettings { outbound_bytes: 6000, ..shard_value::route() };
     let policy = ChannelPolicy { messages: 12, bytes: usize::MAX, keep_ms: 2000, copies: 1 };
-    let rule = ChannelRule { pattern: "h:*".into(), history: Some(policy) };
+    let rule = ChannelRule { pattern: "h:*".into(), history: Some(policy), presence: None };
     Settings {
         shards,
         edges: vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }],
-        channels: ChannelSettings { rules: Arc::new([rule]), history_bytes: 1 << 20 },
+        channels: ChannelSettings {
+            rules: Arc::new([rule]),
+            history_bytes: 1 << 20,
+            ..ChannelSettings::default()
+        },
         limits: LimitSettings {
             close_slow_clients: random.one_in(2),
             // The clock jumps, and every call is to be answered.

@@ -203,8 +203,12 @@ fn write(shard: &mut Shard, key: ConnectionKey, batch: Batch) {
 
 fn with_history() -> Settings {
     let policy = ChannelPolicy { messages: 256, bytes: usize::MAX, keep_ms: 60_000, copies: 1 };
-    let rule = ChannelRule { pattern: "all".into(), history: Some(policy) };
-    let channels = ChannelSettings { rules: Arc::new([rule]), history_bytes: 64 << 20 };
+    let rule = ChannelRule { pattern: "all".into(), history: Some(policy), presence: None };
+    let channels = ChannelSettings {
+        rules: Arc::new([rule]),
+        history_bytes: 64 << 20,
+        ..ChannelSettings::default()
+    };
     Settings { channels, ..settings() }
 }
 

@@ -3,12 +3,14 @@
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::route::{PATTERN, is_pattern};
-use super::shape::{Text, whole, whole_of};
+use super::shape::{NAME, Switch, Text, whole, whole_of};
 
 /// The most messages that are kept of one channel.
 const HISTORY_MAX: usize = 1 << 16;
 
-const DAY_S: u64 = 24 * 3600;
+const HOUR_S: u64 = 3600;
+
+const DAY_S: u64 = 24 * HOUR_S;
 
 section! {
     /// Channels with settings of their own: all channels whose name matches. The first table that matches a channel
@@ -25,6 +27,18 @@ section! {
 
         /// The longest time that a message is kept.
         history_s: u64 = whole_of(" of seconds", 1..=DAY_S), value(300), restart;
+
+        /// Whether devices that speak the device protocol, and are subscribed to a channel, are told which users come
+        /// and go there. To be the same on all nodes. See `limits.presence_bytes` too.
+        presence: bool = Switch, value(false), restart;
+
+        /// How long a user has no connection in the channel before the user leaves it, so that a reconnect says
+        /// nothing.
+        presence_grace_s: u64 = whole_of(" of seconds", 0..=HOUR_S), value(3), restart;
+
+        /// The topic that is told of it, too: which users join and leave, and when a channel is occupied and vacated.
+        /// It is told nothing without `presence`.
+        topic: Option<String> = NAME, none("none: only devices are told", "\"presence\""), restart;
     }
 }
 
@@ -55,6 +69,18 @@ pub(super) fn read_channels(
     Ok(channels)
 }
 
+/// What is allowed and hardly meant.
+pub(super) fn warnings(channels: &[ChannelConfig]) -> Vec<String> {
+    let silent = channels.iter().filter(|channel| channel.topic.is_some() && !channel.presence);
+    let warning = |channel: &ChannelConfig| {
+        let name = &channel.r#match;
+        format!(
+            "the channels {name:?} have a topic, which is told nothing without `presence = true`"
+        )
+    };
+    silent.map(warning).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use crate::config::tests::{parse, refused};
@@ -67,6 +93,21 @@ mod tests {
         let all = config.channels.iter().map(|of| (&of.r#match[..], of.history, of.history_s));
         assert_eq!(all.collect::<Vec<_>>(), [("room:*", 9, 60), ("news", 0, 300)]);
         assert!(parse("").channels.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_told_who_is_in_a_channel_unless_it_is_asked_for() {
+        let presence = |text: &str| {
+            let channel = &parse(&format!("[[channel]]\nmatch = \"a\"\n{text}")).channels[0];
+            (channel.presence, channel.presence_grace_s, channel.topic.clone())
+        };
+        assert_eq!(presence(""), (false, 3, None));
+        let told = presence("presence = true\npresence_grace_s = 0\ntopic = \"here\"");
+        assert_eq!(told, (true, 0, Some("here".to_owned())));
+        let config = parse("[[channel]]\nmatch = \"a\"\ntopic = \"here\"");
+        let warning =
+            "the channels \"a\" have a topic, which is told nothing without `presence = true`";
+        assert_eq!(super::warnings(&config.channels), [warning]);
     }
 
     #[test]

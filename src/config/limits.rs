@@ -56,6 +56,11 @@ section! {
         /// message counts as its bytes plus 128, and a channel as 512 bytes and its name.
         history_bytes: usize = bytes(1 << 20..=64 << 30), value(64 << 20), restart;
 
+        /// The most memory for the users in channels with `presence`. Each core has an equal share: half of it for channels
+        /// whose home it is, where a user takes about 400 bytes and the name, and half for what its devices know, where
+        /// a user takes 96 bytes and the name. Of users for whom there is no room, nobody is told.
+        presence_bytes: usize = bytes(1 << 20..=64 << 30), value(64 << 20), restart;
+
         /// The most clients of this node. 0: as many as file descriptors and memory allow. Memory allows as
         /// many as take half of the budget when idle, at 5 KiB each.
         clients: usize = whole(0..=1 << 24), value(0);

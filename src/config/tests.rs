@@ -282,6 +282,7 @@ fn every_key_is_read() {
         slow_client: SlowClient::Drop,
         channels_per_client: 60,
         history_bytes: 2_000_000,
+        presence_bytes: 3_000_000,
         clients: 70,
         api_connections: 74,
         memory_bytes: 1_000_000_000,
@@ -347,6 +348,9 @@ fn the_test_of_every_key_leaves_none_out() {
             "channel.match",
             "channel.history",
             "channel.history_s",
+            "channel.presence",
+            "channel.presence_grace_s",
+            "channel.topic",
         ]
     );
 }
@@ -380,6 +384,7 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "mesh.tls.key",
             "mesh.tls.ca",
             "limits.history_bytes",
+            "limits.presence_bytes",
             "edge.bind",
             "data.dir",
             "topic.store",
@@ -387,6 +392,9 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "channel.match",
             "channel.history",
             "channel.history_s",
+            "channel.presence",
+            "channel.presence_grace_s",
+            "channel.topic",
             "log.format",
         ]
     );

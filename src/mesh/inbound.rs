@@ -103,6 +103,7 @@ impl Mesh {
             GridMessage::Answer(..)
             | GridMessage::Settle(..)
             | GridMessage::Settled(..)
+            | GridMessage::Presence(_)
             | GridMessage::List(..)
             | GridMessage::LastWills(_, LastWillsMessage::Claim { .. }) => true,
             GridMessage::LastWills(shard, _) => shard.node == node,

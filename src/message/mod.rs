@@ -27,6 +27,7 @@ mod history;
 mod list;
 mod log;
 mod mesh;
+mod presence;
 mod shard;
 mod sink;
 mod tap;
@@ -51,6 +52,9 @@ pub use log::{
     ToLog,
 };
 pub use mesh::{FromMesh, InterestChange, KnownNodes, LostNode, ToMesh};
+pub use presence::{
+    Beginning, MEMBERS_PER_MESSAGE_MAX, PresenceMessage, PresenceNews, PresentMember,
+};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
     PushCommand, REGISTERED_PER_MESSAGE_MAX, UserAction, UserCommand, WatcherEpoch,
@@ -91,6 +95,16 @@ impl BackendId {
     /// Whether this is the home of channels on its shard.
     pub fn is_home(&self) -> bool {
         *self == Self::of_home(self.at)
+    }
+
+    /// What tells of presence on a shard, in place of a back end.
+    pub fn of_presence(at: ShardAddress) -> Self {
+        Self { at, connection: ConnectionKey { index: u32::MAX, generation: 2 } }
+    }
+
+    /// Whether this is what tells of presence on its shard.
+    pub fn is_presence(&self) -> bool {
+        *self == Self::of_presence(self.at)
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{
     BackendId, ConnectionKey, FromConsumer, FromFeeder, FromTapper, HomePublish, ListMessage,
-    PlacedPublish, Placement, Publish, RecoveryAnswer, RecoveryQuestion, Requester, SettleTaken,
-    StaleTaken, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
+    PlacedPublish, Placement, PresenceMessage, Publish, RecoveryAnswer, RecoveryQuestion,
+    Requester, SettleTaken, StaleTaken, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
 };
 use crate::address::{ClientId, Incarnation, ShardAddress};
 use crate::metrics::Report;
@@ -41,6 +41,8 @@ pub enum LocalMessage {
     Delivered(Ticket, Tally),
     /// A question to the home of a channel. Answered with [`LocalCommand::Recover`].
     Recover(Box<RecoveryQuestion>),
+    /// Tells the sender of a [`LocalCommand::Push`] about presence whether the event is in its topic.
+    PresencePushed(Ticket, bool),
     /// A message to the home of a topic, from one of its feeders.
     FromFeeder(Arc<str>, FromFeeder),
     /// A message from the home of a topic, to one of its feeders.
@@ -130,6 +132,8 @@ pub enum GridMessage {
     FromTapper(BackendId, FromTapper),
     /// A message of a shard that watches, to the shard of this back end, which taps.
     ToTapper(BackendId, ToTapper),
+    /// A message about who is present in a channel.
+    Presence(Box<PresenceMessage>),
 }
 
 /// A command for one client.

@@ -52,7 +52,7 @@ const fn counter<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64
     Metric { name, help, kind: MetricType::Counter, value }
 }
 
-const SHARD_METRICS: [Metric<Report>; 14] = [
+const SHARD_METRICS: [Metric<Report>; 17] = [
     gauge("connections_open", "Open connections of every kind", |r| r.connections),
     gauge("clients_open", "Connected clients", |r| r.clients),
     gauge("backends_open", "Back ends connected to the WebSocket API now", |r| r.backends),
@@ -69,6 +69,9 @@ const SHARD_METRICS: [Metric<Report>; 14] = [
     gauge("history_channels", "Channels with history", |r| r.history_channels),
     gauge("history_messages", "Messages in the histories of channels", |r| r.history_messages),
     gauge("history_bytes", "Memory of the histories of channels", |r| r.history_bytes),
+    gauge("presence_channels", "Channels with presence", |r| r.presence_channels),
+    gauge("presence_members", "Users in channels with presence", |r| r.presence_members),
+    gauge("presence_bytes", "Memory of users in channels with presence", |r| r.presence_bytes),
     gauge("idempotency_keys", "Keys of publishes that are remembered", |r| r.idempotency_keys),
     gauge("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
 ];

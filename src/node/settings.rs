@@ -22,8 +22,8 @@ use crate::runtime::Listening;
 use crate::shard::rate::Rate;
 use crate::shard::settings::{
     AddressLimits, ApiSettings, ChannelRule, ChannelSettings, EdgeSettings, Endpoint, Endpoints,
-    LimitSettings, Process, ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
-    TopicRules,
+    LimitSettings, PresenceRule, Process, ProxyMethod, ProxySettings, QueueSettings, RouteSettings,
+    Settings, TopicRules,
 };
 
 /// The addresses that the listeners of a node were bound to.
@@ -118,10 +118,15 @@ fn channels(config: &Config) -> ChannelSettings {
             keep_ms: channel.history_s * 1000,
             copies: 1,
         }),
+        presence: channel.presence.then(|| PresenceRule {
+            grace_ms: channel.presence_grace_s * 1000,
+            topic: channel.topic.as_deref().map(Arc::from),
+        }),
     };
     ChannelSettings {
         rules: config.channels.iter().map(rule).collect(),
         history_bytes: config.limits.history_bytes / config.node.cores.len(),
+        presence_bytes: config.limits.presence_bytes / config.node.cores.len(),
     }
 }
 

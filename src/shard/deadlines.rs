@@ -39,6 +39,7 @@ fn has_rare_deadlines(shard: &Shard) -> bool {
         || shard.taps.has_work(&shard.turn)
         || shard.backends.has_takes()
         || shard.homes.has_work()
+        || shard.clients.has_presence_work()
 }
 
 /// Returns the first time at which such work goes on, or [`NEVER`].
@@ -48,6 +49,7 @@ fn first_rare_deadline(shard: &Shard) -> u64 {
         shard.draining.next_turn(shard.turn.now.ms),
         shard.last_wills.next_turn(shard.turn.now.ms),
         shard.api_access.next_verification(),
+        shard.clients.next_presence(),
         shard.shedding.next_turn(),
         shard.lists.next_turn(),
         shard.taps.next_turn(&shard.turn),

@@ -107,6 +107,9 @@ impl Inspection<'_> {
             history_channels: self.homes.histories().channels() as u64,
             history_messages: self.homes.histories().messages() as u64,
             history_bytes: self.homes.histories().bytes() as u64,
+            presence_channels: self.clients.presence_figures().channels,
+            presence_members: self.clients.presence_figures().members,
+            presence_bytes: self.clients.presence_figures().bytes,
             idempotency_keys: self.homes.keys() as u64,
             waiting_takes: self.backends.waiting_takes() as u64,
             waiting_handshakes: self.admissions.waiting() as u64,
@@ -209,7 +212,7 @@ impl Inspection<'_> {
         self.connections.read_progress_of(key)
     }
 
-    /// Checks the invariants of the topics, and of the index of users. Visits every client.
+    /// Checks the invariants of the topics, of the index of users, and of presence. Visits every client.
     ///
     /// # Panics
     /// An invariant is violated.
@@ -217,5 +220,6 @@ impl Inspection<'_> {
         self.topics.home.check();
         self.homes.check();
         self.clients.check_users(self.connections);
+        self.clients.check_presence();
     }
 }

@@ -62,6 +62,7 @@ impl Shard {
                 self.backends.handle_node_up(turn, connections, node);
                 self.taps.handle_node_up(turn, node);
                 self.last_wills.handle_node_up(turn, node, incarnation);
+                self.clients.handle_presence_up(turn, node, shards, incarnation);
             }
             ToShard::Mesh(FromMesh::NodeDown(node)) => {
                 turn.roster.remove(node);
@@ -70,6 +71,7 @@ impl Shard {
                 self.topics.home.handle_node_down(turn, node);
                 self.last_wills.handle_node_down(turn, node);
                 self.lists.handle_node_down(turn, node);
+                self.clients.handle_presence_down(turn, node);
             }
             ToShard::Mesh(FromMesh::NodeDead { node, incarnation }) => {
                 self.last_wills.handle_node_dead(turn, node, incarnation);
@@ -144,6 +146,9 @@ impl Shard {
             LocalMessage::Report(ticket, report) => {
                 let answer = Answer::Report(report);
                 self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            LocalMessage::PresencePushed(ticket, is_in) => {
+                self.clients.handle_presence_pushed(turn, ticket, is_in);
             }
             LocalMessage::FromFeeder(topic, message) => {
                 self.topics.home.handle_feeder(turn, from, &topic, message);
@@ -253,6 +258,7 @@ impl Shard {
             GridMessage::List(ticket, ListMessage::Answer(answer)) => {
                 self.lists.handle_answer(turn, from, ticket, answer);
             }
+            GridMessage::Presence(message) => self.clients.handle_presence(turn, from, *message),
             GridMessage::Caller(requester, user) => turn.taps.note_caller(requester, user),
             GridMessage::FromTapper(tapper, message) => {
                 self.taps.handle_from_tapper(turn, tapper, message);

@@ -357,8 +357,11 @@ impl Shard {
         self.clients.begin_turn(self.turn.now.ms, self.connections.has_bulk_writes());
         self.read_waiting();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        self.clients.continue_unsubscribing(connections);
+        self.clients.continue_unsubscribing(turn.now.ms, connections);
         self.clients.continue_publishes(turn, connections);
+        if self.clients.has_presence_work() {
+            self.clients.continue_presence(turn, connections);
+        }
         self.route();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         self.topics.home.handle_turn(turn);

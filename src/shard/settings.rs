@@ -302,6 +302,8 @@ pub struct ChannelSettings {
     pub rules: Arc<[ChannelRule]>,
     /// The memory of all histories of one shard, in bytes.
     pub history_bytes: usize,
+    /// The memory of the users in channels with presence on one shard, in bytes.
+    pub presence_bytes: usize,
 }
 
 /// A rule for channels.
@@ -311,6 +313,17 @@ pub struct ChannelRule {
     pub pattern: Box<str>,
     /// The bounds of the history of each channel. `None`: the channels have no history.
     pub history: Option<ChannelPolicy>,
+    /// How it is told who comes and goes. `None`: it is not.
+    pub presence: Option<PresenceRule>,
+}
+
+/// How it is told who comes to a channel, and who goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PresenceRule {
+    /// How long a user has no connection in the channel before the user leaves, in milliseconds.
+    pub grace_ms: u64,
+    /// The topic that is told, too. `None`: only devices are told.
+    pub topic: Option<Arc<str>>,
 }
 
 impl ChannelSettings {
@@ -322,8 +335,21 @@ impl ChannelSettings {
     }
 
     fn matching_history(&self, channel: &str) -> Option<&ChannelPolicy> {
-        let rule = self.rules.iter().find(|rule| matches(&rule.pattern, channel));
-        rule.and_then(|rule| rule.history.as_ref())
+        self.rule_of(channel)?.history.as_ref()
+    }
+
+    /// Whether it is told of any channel who comes and goes.
+    pub fn has_presence(&self) -> bool {
+        self.rules.iter().any(|rule| rule.presence.is_some())
+    }
+
+    /// Returns how it is told who comes to a channel and goes. `None`: it is not.
+    pub fn presence_of(&self, channel: &str) -> Option<&PresenceRule> {
+        self.rule_of(channel)?.presence.as_ref()
+    }
+
+    fn rule_of(&self, channel: &str) -> Option<&ChannelRule> {
+        self.rules.iter().find(|rule| matches(&rule.pattern, channel))
     }
 }
 

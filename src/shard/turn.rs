@@ -265,6 +265,10 @@ impl Turn {
 
     /// Sends the answer to a command.
     pub fn answer(&mut self, requester: Requester, answer: Result<ClientReply, Fault>) {
+        if requester.backend.is_presence() {
+            let pushed = LocalMessage::PresencePushed(requester.ticket, answer.is_ok());
+            return self.send_local(requester.backend.at.shard, pushed);
+        }
         self.send_grid(requester.backend.at, GridMessage::Answer(requester.ticket, answer));
     }
 

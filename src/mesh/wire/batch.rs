@@ -8,6 +8,7 @@ use super::fields::{
 };
 use super::function::{put_function, read_function};
 use super::list::{put_list_message, read_list_message};
+use super::presence::{put_presence_message, read_presence_message};
 use super::tap::{put_from_tapper, put_to_tapper, read_tap_message};
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
 use crate::address::Incarnation;
@@ -36,6 +37,7 @@ const TAP: u8 = 6;
 const CALLER: u8 = 7;
 const SETTLE: u8 = 8;
 const SETTLED_TAKEN: u8 = 9;
+const PRESENCE: u8 = 10;
 
 // Kinds of commands.
 const SEND: u8 = 1;
@@ -291,6 +293,10 @@ fn put_grid_message(out: &mut Vec<u8>, message: &GridMessage) {
             out.push(TAP);
             put_to_tapper(out, *tapper, message);
         }
+        GridMessage::Presence(message) => {
+            out.push(PRESENCE);
+            put_presence_message(out, message);
+        }
         GridMessage::Caller(Requester { ticket, backend }, user) => {
             out.push(CALLER);
             put_u64(out, ticket.0);
@@ -317,6 +323,7 @@ fn read_grid_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> 
         }
         LAST_WILLS => GridMessage::LastWills(fields.shard()?, read_last_wills_message(fields)?),
         LIST => GridMessage::List(Ticket(fields.u64()?), read_list_message(fields)?),
+        PRESENCE => GridMessage::Presence(Box::new(read_presence_message(fields)?)),
         TAP => read_tap_message(fields)?,
         CALLER => GridMessage::Caller(read_requester(fields)?, fields.short_text()?.into()),
         kind => return Err(WireError::Unknown(kind)),

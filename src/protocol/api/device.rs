@@ -194,6 +194,17 @@ pub fn put_closing(out: &mut Vec<u8>, code: u16, after_ms: u64) {
     out.extend_from_slice(b"}}");
 }
 
+/// Appends the event that a user has come to a channel, or else has left it, without its frame.
+pub fn put_presence(out: &mut Vec<u8>, is_join: bool, channel: &str, user: &str) {
+    let event: &[u8] = if is_join { b"{\"e\":\"join\"" } else { b"{\"e\":\"leave\"" };
+    out.extend_from_slice(event);
+    out.extend_from_slice(b",\"p\":{\"c\":");
+    put_string(out, channel);
+    out.extend_from_slice(b",\"u\":");
+    put_string(out, user);
+    out.extend_from_slice(b"}}");
+}
+
 /// Appends the answer to a device's `subscribe`: `{"s":true,"channels":{…}}`.
 pub(super) fn put_subscribed(out: &mut Vec<u8>, channels: &[SubscribedChannel]) {
     out.extend_from_slice(b"{\"s\":true,\"channels\":{");
@@ -277,6 +288,17 @@ mod tests {
         });
         refused(r#"{"m":"token","p":{},"i":1}"#, "1", "token: missing");
         refused(r#"{"m":"token","p":{"token":7},"i":1}"#, "1", "token: expected a string");
+    }
+
+    #[test]
+    fn devices_are_told_who_comes_to_a_channel_and_goes() {
+        let put = |is_join| {
+            let mut out = Vec::new();
+            put_presence(&mut out, is_join, "a\"b", "7");
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(put(true), r#"{"e":"join","p":{"c":"a\"b","u":"7"}}"#);
+        assert_eq!(put(false), r#"{"e":"leave","p":{"c":"a\"b","u":"7"}}"#);
     }
 
     #[test]

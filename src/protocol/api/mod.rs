@@ -29,7 +29,7 @@ use ipnet::IpNet;
 
 pub use device::{
     ChannelRecovery, DEVICE_SUBPROTOCOL, DeviceCall, DeviceRequest, MessageOrigin,
-    SubscribedChannel, WantedChannels, put_closing, put_device_message,
+    SubscribedChannel, WantedChannels, put_closing, put_device_message, put_presence,
 };
 pub use list::{
     BackendRow, BackendsCall, ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall,
@@ -43,8 +43,9 @@ pub use tap::{
     TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
 };
 pub use write::{
-    Death, EventHead, event_object, put_answer, put_close, put_dead, put_event, put_found,
-    put_message, put_nodes, put_open, put_pushed, put_request, put_tagged,
+    Death, EventHead, PresenceEvent, event_object, put_answer, put_close, put_dead, put_event,
+    put_found, put_message, put_nodes, put_open, put_presence_event, put_pushed, put_request,
+    put_tagged,
 };
 
 use super::frame::{self, Kind};

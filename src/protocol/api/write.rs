@@ -217,6 +217,54 @@ pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event:
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
 
+/// A change of who is present in a channel, for back ends.
+#[derive(Clone, Copy, Debug)]
+pub struct PresenceEvent<'e> {
+    /// The topic.
+    pub topic: &'e str,
+    /// The channel.
+    pub channel: &'e str,
+    /// The user who comes or goes. `None`: the channel is occupied by its first client, or vacated by its last.
+    pub user: Option<&'e str>,
+    /// Whether somebody comes.
+    pub is_arrival: bool,
+}
+
+/// Appends the frame of an event about presence. The event names no client, and has the channel as its key. `scratch` is
+/// overwritten.
+pub fn put_presence_event(
+    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    node: NodeId,
+    event: &PresenceEvent<'_>,
+) {
+    let name: &[u8] = match (event.user.is_some(), event.is_arrival) {
+        (true, true) => b"join",
+        (true, false) => b"leave",
+        (false, true) => b"occupied",
+        (false, false) => b"vacated",
+    };
+    scratch.clear();
+    scratch.extend_from_slice(EVENT_BEGIN);
+    scratch.extend_from_slice(b"{\"n\":");
+    put_number(scratch, node.number().into());
+    scratch.extend_from_slice(b",\"c\":\"\"");
+    scratch.extend_from_slice(TOPIC_FIELD);
+    put_string(scratch, event.topic);
+    scratch.extend_from_slice(b",\"d\":{\"event\":\"");
+    scratch.extend_from_slice(name);
+    scratch.extend_from_slice(b"\",\"channel\":");
+    put_string(scratch, event.channel);
+    if let Some(user) = event.user {
+        scratch.extend_from_slice(b",\"user\":");
+        put_string(scratch, user);
+    }
+    scratch.extend_from_slice(b"},\"k\":");
+    put_string(scratch, event.channel);
+    scratch.extend_from_slice(EVENT_END);
+    frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
+}
+
 /// The beginning of every event.
 const EVENT_BEGIN: &[u8] = b"{\"e\":\"queue.pop\",\"p\":";
 
@@ -469,6 +517,29 @@ mod tests {
             json,
             r#"{"e":"queue.pop","p":{"n":1,"c":"1463819408261513216","t":"topic1","d":{"frame":{"type":"text","data":"json \"str\"","finish":true}}},"id":null}"#
         );
+    }
+
+    #[test]
+    fn an_event_about_presence_names_the_channel_and_who_comes_or_goes() {
+        let written = |user, is_arrival| {
+            let event = PresenceEvent { topic: "t", channel: "a\"b", user, is_arrival };
+            let mut out = Vec::new();
+            put_presence_event(&mut out, &mut Vec::new(), NodeId::new(1).unwrap(), &event);
+            String::from_utf8_lossy(Frame::from_encoded(&out).payload()).into_owned()
+        };
+        let expected = |data: &str| {
+            format!(
+                r#"{{"e":"queue.pop","p":{{"n":1,"c":"","t":"t","d":{{{data}}},"k":"a\"b"}},"id":null}}"#
+            )
+        };
+        for (user, is_arrival, data) in [
+            (Some("7"), true, r#""event":"join","channel":"a\"b","user":"7""#),
+            (Some("7"), false, r#""event":"leave","channel":"a\"b","user":"7""#),
+            (None, true, r#""event":"occupied","channel":"a\"b""#),
+            (None, false, r#""event":"vacated","channel":"a\"b""#),
+        ] {
+            assert_eq!(written(user, is_arrival), expected(data));
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Clients {
             }
             Ok(DeviceCall::Unsubscribe(channels)) => {
                 turn.work.spend(work::of_channels(channels.len()));
-                self.unsubscribe(connections, key, &channels);
+                self.unsubscribe(turn, connections, key, &channels);
                 self.note_changed(turn, key);
                 Some(Ok(Reply::Done))
             }

@@ -36,19 +36,22 @@ pub(crate) struct PublishWalk {
     position: Option<Position>,
     // The connections of clients that do not get the message, sorted.
     excluded: Vec<ConnectionKey>,
+    // Whether the message is an event of the device protocol, which only devices get that speak it.
+    is_event: bool,
     tally: Tally,
 }
 
 impl PublishWalk {
     /// Whether some subscribers may not get the message: see [`Self::leaves_out`].
     fn may_leave_out(&self) -> bool {
-        !self.excluded.is_empty() || self.position.is_some()
+        !self.excluded.is_empty() || self.position.is_some() || self.is_event
     }
 
-    /// Whether a subscriber does not get the message: the publish excludes the client, or the message is among those that
-    /// the client gets with the answer of the home.
+    /// Whether a subscriber does not get the message: the publish excludes the client, the message is among those that
+    /// the client gets with the answer of the home, or it is an event that the client does not understand.
     fn leaves_out(&self, channels: &Channels, key: ConnectionKey, connection: &Connection) -> bool {
         self.excluded.binary_search(&key).is_ok()
+            || self.is_event && !connection.form.is_enveloped()
             || self.position.is_some()
                 && connection.is_recovering
                 && connection.recovers(channels.name(self.channel))
@@ -221,12 +224,45 @@ impl Clients {
         let excluded = excluded.map_or_else(Vec::new, |excluded| self.connections_of(excluded));
         let tally = Tally::default();
         let (number, at) = (None, 0);
+        let is_event = false;
         let mut walk =
-            PublishWalk { channel, number, at, end, variants, position, excluded, tally };
+            PublishWalk { channel, number, at, end, variants, position, excluded, is_event, tally };
         match self.walk(turn, connections, &mut walk, SLICE) {
             true => Ok(self.fanout.keep_last_frames(&mut walk)),
             false => Err(Box::new(walk)),
         }
+    }
+
+    /// Sends an event of the device protocol to the subscribers on this shard that speak it, except to the excluded ones,
+    /// which are sorted. `event` is the whole message.
+    ///
+    /// # Errors
+    /// It needs more than one slice, or the turn's budget is spent. Returns the rest of the walk, for
+    /// [`Self::defer_publish`].
+    pub(super) fn publish_event(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        channel: &str,
+        event: Frame,
+        excluded: Vec<ConnectionKey>,
+    ) -> Result<(), Box<PublishWalk>> {
+        let Some(channel) = self.channels.find(channel) else { return Ok(()) };
+        let (end, variants) =
+            (self.channels.end(channel), Variants::of(event, LastFrames::default()));
+        let (number, at, position, is_event) = (None, 0, None, true);
+        let tally = Tally::default();
+        let mut walk =
+            PublishWalk { channel, number, at, end, variants, position, excluded, is_event, tally };
+        match self.walk(turn, connections, &mut walk, SLICE) {
+            true => Ok(()),
+            false => Err(Box::new(walk)),
+        }
+    }
+
+    /// Whether another walk may begin in this turn.
+    pub(super) fn may_walk(&self) -> bool {
+        self.fanout.budget.may_reach(1) > 0
     }
 
     /// Returns the connections of those clients that are on this shard, sorted.
@@ -268,6 +304,7 @@ impl Clients {
                 None => {
                     let channel = Some(self.channels.name(walk.channel));
                     let origin = MessageOrigin { channel, position: walk.position };
+                    let origin = (!walk.is_event).then_some(origin);
                     let maker = VariantMaker {
                         deflater: &mut self.deflater,
                         envelope: &mut self.envelope,
@@ -320,7 +357,11 @@ impl Clients {
         }
         slow.into_iter().for_each(|key| connections.close_slow(turn, key));
         if is_over {
-            turn.counters.delivered += walk.tally.delivered;
+            let delivered = match walk.is_event {
+                false => &mut turn.counters.delivered,
+                true => &mut turn.counters.presence_events,
+            };
+            *delivered += walk.tally.delivered;
             turn.counters.failed += walk.tally.failed;
         }
         if is_over && let Some(number) = walk.number {
@@ -421,6 +462,8 @@ impl Clients {
                 continue;
             }
             match publish.walk {
+                // Nobody waits for the answer.
+                PendingWalk::Channel(walk) if walk.is_event => {}
                 PendingWalk::Channel(mut walk) => {
                     let tally = self.fanout.keep_last_frames(&mut walk);
                     turn.answer_publish(publish.requester, Ok(tally));
@@ -527,7 +570,7 @@ mod tests {
         let many = FEW + 1;
         let (mut turn, mut connections, mut clients, keys) = subscribed((many + FEW) as u64);
         for &key in &keys[..FEW] {
-            clients.unsubscribe(&mut connections, key, &["a"]);
+            clients.unsubscribe(&turn, &mut connections, key, &["a"]);
             clients.subscribe(&mut turn, &mut connections, key, &["few"]).unwrap();
         }
         let frame = Frame::from_encoded(b"frame");

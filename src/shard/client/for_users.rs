@@ -151,7 +151,7 @@ impl Clients {
                     envelope: &mut self.envelope,
                     counters: &mut turn.counters,
                 };
-                variants.make(connection.form, MessageOrigin::default(), maker)
+                variants.make(connection.form, Some(MessageOrigin::default()), maker)
             }
         };
         let bytes = variant.frame_bytes();

@@ -2,6 +2,7 @@
 
 use super::Clients;
 use super::context::{Context, TooLarge};
+use super::presence::member_of;
 use super::user_index::UserIndex;
 use crate::address::ClientId;
 use crate::message::{ClientReply, ConnectionKey, Requester};
@@ -104,8 +105,17 @@ impl Clients {
         if turn.taps.is_active() {
             turn.push_step(Step::ClientChanged(key));
         }
+        let before = match function {
+            Function::SetContextValue(..) | Function::SetContext(_) if self.has_presence() => {
+                connections
+                    .get(key)
+                    .and_then(Connection::client)
+                    .and_then(|client| member_of(client))
+            }
+            _ => None,
+        };
         let users = &mut self.users;
-        match function {
+        let done = match function {
             Function::SetContextValue(name, value) => {
                 let (name, value) = (name.clone(), value.clone());
                 change_context(users, turn, connections, key, |context| context.set(name, value))
@@ -116,7 +126,7 @@ impl Clients {
             }
             Function::Subscribe(channels) => self.subscribe(turn, connections, key, channels),
             Function::Unsubscribe(channels) => {
-                self.unsubscribe(connections, key, channels);
+                self.unsubscribe(turn, connections, key, channels);
                 Ok(ClientReply::Done)
             }
             Function::Close(code, reason) => {
@@ -129,7 +139,12 @@ impl Clients {
                 Ok(ClientReply::Context(json.unwrap_or_else(|| "{}".into())))
             }
             Function::Info => self.info(turn, connections, key).ok_or_else(no_such_client),
+        };
+        let is_change = matches!(function, Function::SetContextValue(..) | Function::SetContext(_));
+        if is_change && self.has_presence() {
+            self.change_user(turn, connections, key, before);
         }
+        done
     }
 
     fn info(

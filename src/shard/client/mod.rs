@@ -9,6 +9,7 @@
 //!   compressed variants of a frame.
 //! - `functions.rs`: messages to one client, and functions that back ends call on it.
 //! - `list.rs`: finds clients and channels for lists of administration.
+//! - `presence.rs`: who is in channels with presence.
 //! - `announce.rs`: tells other nodes about channels and clients. `context.rs`: a client's context.
 //! - `user_index.rs`: the clients by user. `for_users.rs`: commands for all connections of some users.
 
@@ -23,6 +24,7 @@ mod functions;
 mod handshake;
 mod list;
 mod messages;
+mod presence;
 mod question;
 mod recovery;
 mod renewal;
@@ -46,6 +48,7 @@ use crate::shard::turn::{ClientGone, Turn};
 use announce::InterestAnnouncements;
 use channels::Channels;
 use fanout::Fanout;
+use presence::Presence;
 use subscriptions::UnsubscribeQueue;
 use user_index::UserIndex;
 
@@ -63,6 +66,7 @@ pub(super) struct Clients {
     users: UserIndex,
     channels: Channels,
     unsubscribing: UnsubscribeQueue,
+    presence: Box<Presence>,
     fanout: Fanout,
     announcements: InterestAnnouncements,
     deflater: Deflater,
@@ -85,6 +89,7 @@ impl Clients {
                 ShardInterest::new(turn.address.shard, turn.state.interest.clone()),
             ),
             unsubscribing: UnsubscribeQueue::default(),
+            presence: Box::new(Presence::new(turn)),
             fanout: Fanout::default(),
             announcements: InterestAnnouncements::default(),
             deflater: Deflater::default(),
@@ -168,12 +173,12 @@ impl Clients {
             let context = client.context.json().map(Box::from);
             (topic, Ended { client: client.id, code, reason, context })
         });
-        self.begin_unsubscribing(connections, key, client);
+        self.begin_unsubscribing(turn.now.ms, connections, key, client);
         connections.forget_if_unsubscribed(key);
         told
     }
 
-    /// Whether the next turn has work at once: a pending publish, or clients to unsubscribe.
+    /// Whether the next turn has work at once: a pending publish or clients to unsubscribe.
     pub(super) fn is_waiting(&self) -> bool {
         self.fanout.is_walking() || self.unsubscribing.is_waiting()
     }

@@ -8,6 +8,7 @@ use hashbrown::HashSet;
 use super::Clients;
 use super::channels::{ChannelIndex, ChannelMember, Subscription};
 use super::functions::no_such_client;
+use super::presence::member_of;
 use crate::message::{ClientReply, ConnectionKey};
 use crate::protocol::api::{Code, Fault};
 use crate::shard::connection::{Client, Connection, Connections, Stage};
@@ -122,6 +123,7 @@ impl Clients {
             let place = client.subscriptions.len() as u32;
             let member = ChannelMember { connection: key.index, place };
             client.subscriptions.push(self.channels.subscribe(channel, member));
+            self.enter(turn, channel, || member_of(client));
         }
         Ok(ClientReply::Done)
     }
@@ -139,6 +141,7 @@ impl Clients {
     /// Ends a client's subscriptions to these channels.
     pub(crate) fn unsubscribe<T: AsRef<str>>(
         &mut self,
+        turn: &Turn,
         connections: &mut Connections,
         key: ConnectionKey,
         channels: &[T],
@@ -153,6 +156,7 @@ impl Clients {
             if let Some(&moved) = client.subscriptions.get(place) {
                 self.channels.set_place(moved, place as u32);
             }
+            self.leave(turn.now.ms, channel.as_ref(), || member_of(client));
             self.unsubscribe_at(connections, left);
         }
     }
@@ -167,17 +171,18 @@ impl Clients {
     /// later turns.
     pub(crate) fn begin_unsubscribing(
         &mut self,
+        now_ms: u64,
         connections: &mut Connections,
         key: ConnectionKey,
         client: Box<Client>,
     ) {
-        if !self.unsubscribe_some(connections, key, client) {
+        if !self.unsubscribe_some(now_ms, connections, key, client) {
             self.unsubscribing.clients.push_back(key);
         }
     }
 
     /// Continues to unsubscribe ended clients, in order, within the budget of a turn.
-    pub(crate) fn continue_unsubscribing(&mut self, connections: &mut Connections) {
+    pub(crate) fn continue_unsubscribing(&mut self, now_ms: u64, connections: &mut Connections) {
         self.unsubscribing.left = UNSUBSCRIBES_PER_TURN;
         while self.unsubscribing.left > 0
             && let Some(key) = self.unsubscribing.clients.pop_front()
@@ -185,7 +190,7 @@ impl Clients {
             let Some(connection) = connections.get(key) else { continue };
             let stage = std::mem::replace(&mut connection.stage, Stage::Ending);
             let Stage::Unsubscribing(client) = stage else { continue };
-            if !self.unsubscribe_some(connections, key, client) {
+            if !self.unsubscribe_some(now_ms, connections, key, client) {
                 return self.unsubscribing.clients.push_front(key);
             }
             connections.forget_if_closed(key);
@@ -195,6 +200,7 @@ impl Clients {
     /// Ends as many subscriptions as the turn's budget allows. Returns true when none is left.
     fn unsubscribe_some(
         &mut self,
+        now_ms: u64,
         connections: &mut Connections,
         key: ConnectionKey,
         mut client: Box<Client>,
@@ -205,6 +211,7 @@ impl Clients {
             && let Some(subscription) = client.subscriptions.pop()
         {
             self.unsubscribing.left -= 1;
+            self.leave_at(now_ms, subscription, &client);
             self.unsubscribe_at(connections, subscription);
         }
         let is_done = client.subscriptions.is_empty();

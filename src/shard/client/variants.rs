@@ -116,13 +116,14 @@ impl Variants {
         }
     }
 
-    /// Makes the variant of a form, for the first subscriber that needs it.
+    /// Makes the variant of a form, for the first subscriber that needs it. `None`: the frame is an event, and has no
+    /// envelope around it.
     #[cold]
     #[inline(never)]
     pub(super) fn make(
         &mut self,
         form: MessageForm,
-        origin: MessageOrigin<'_>,
+        origin: Option<MessageOrigin<'_>>,
         maker: VariantMaker<'_>,
     ) -> &mut Variant {
         let last = self.last_frames.take(form);
@@ -160,13 +161,13 @@ impl Variant {
         published: &Rc<Frame>,
         form: MessageForm,
         last: Option<Rc<Frame>>,
-        origin: MessageOrigin<'_>,
+        origin: Option<MessageOrigin<'_>>,
         maker: VariantMaker<'_>,
     ) -> Self {
         let VariantMaker { deflater, envelope, counters } = maker;
-        let (kind, message) = match form.is_enveloped() {
-            false => (published.kind(), published.payload()),
-            true => {
+        let (kind, message) = match origin.filter(|_| form.is_enveloped()) {
+            None => (published.kind(), published.payload()),
+            Some(origin) => {
                 envelope.clear();
                 api::put_device_message(envelope, origin, published.kind(), published.payload());
                 (Kind::Text, &envelope[..])

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    BackendId, BackendsQuestion, ClientCommand, ClientReply, ClientsPart, ClientsQuestion,
-    ConnectionKey, Delivery, FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer,
-    ListMessage, ListQuestion, MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts,
-    Publish, Requester, SettleTaken, ShardFigures, SlottedClient, StaleTaken, Terms, Ticket,
-    ToConsumer, ToTapper, UserAction, UserCommand, UsersQuestion, WatcherEpoch,
+    BackendId, BackendsQuestion, Beginning, ClientCommand, ClientReply, ClientsPart,
+    ClientsQuestion, ConnectionKey, Delivery, FromConsumer, FromTapper, GridMessage,
+    LastWillsMessage, ListAnswer, ListMessage, ListQuestion, MessageNumber, NamesPart,
+    NamesQuestion, PopId, PresenceMessage, PresenceNews, ProcessFacts, Publish, Requester,
+    SettleTaken, ShardFigures, SlottedClient, StaleTaken, Terms, Ticket, ToConsumer, ToTapper,
+    UserAction, UserCommand, UsersQuestion, WatcherEpoch,
 };
 use crate::protocol::api::{
     BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, GroupRow, Info,
@@ -195,7 +196,28 @@ pub(super) fn all_messages() -> Vec<AddressedMessage> {
     );
     messages.extend(tap_messages().map(for_shard));
     messages.extend(taken_messages().map(for_shard));
+    messages.extend(presence_messages().map(for_shard));
     messages
+}
+
+fn presence_messages() -> [GridMessage; 12] {
+    let users = || vec![Arc::from("10000"), Arc::from("ü")];
+    let news = [
+        PresenceNews::Begin(Beginning::New),
+        PresenceNews::Begin(Beginning::Moved),
+        PresenceNews::Begin(Beginning::Lost),
+        PresenceNews::Known(users()),
+        PresenceNews::Present(vec![Some("10000".into()), None]),
+        PresenceNews::Absent(None),
+        PresenceNews::End,
+        PresenceNews::WereThere(vec![]),
+        PresenceNews::Joined(users()),
+        PresenceNews::Left("10000".into()),
+        PresenceNews::Guard,
+        PresenceNews::Unguard,
+    ];
+    let message = |news| Box::new(PresenceMessage { channel: "room 1".into(), news });
+    news.map(|news| GridMessage::Presence(message(news)))
 }
 
 fn taken_messages() -> [GridMessage; 3] {
