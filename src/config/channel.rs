@@ -37,7 +37,7 @@ section! {
         presence_grace_s: u64 = whole_of(" of seconds", 0..=HOUR_S), value(3), restart;
 
         /// The topic that is told of it, too: which users join and leave, and when a channel is occupied and vacated.
-        /// It is told nothing without `presence`.
+        /// Needs `presence`.
         topic: Option<String> = NAME, none("none: only devices are told", "\"presence\""), restart;
     }
 }
@@ -69,7 +69,7 @@ pub(super) fn read_channels(
     Ok(channels)
 }
 
-/// What is allowed and hardly meant.
+/// Warnings about channels whose topic is told nothing.
 pub(super) fn warnings(channels: &[ChannelConfig]) -> Vec<String> {
     let silent = channels.iter().filter(|channel| channel.topic.is_some() && !channel.presence);
     let warning = |channel: &ChannelConfig| {

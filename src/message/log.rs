@@ -130,7 +130,7 @@ pub struct EventsRead {
     pub next: MessageNumber,
 }
 
-/// What is known of an event that was handed out to a group in vain.
+/// The failed tries of a group with an event: it was handed out and not acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FailedTries {
     /// How often the event was handed out in vain.
@@ -150,7 +150,7 @@ pub struct StoredEvent {
     pub unix_ms: u64,
     /// Whether the event may have been handed out in an earlier run of the node.
     pub is_redelivered: bool,
-    /// What is known of earlier tries.
+    /// The failed tries of the group with this event.
     pub failed: FailedTries,
     /// The encoded event.
     pub frame: Frame,

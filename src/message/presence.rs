@@ -13,7 +13,7 @@ pub type PresentMember = Option<Arc<str>>;
 pub struct PresenceMessage {
     /// The channel.
     pub channel: Arc<str>,
-    /// What is said about the channel.
+    /// The news about the channel.
     pub news: PresenceNews,
 }
 

@@ -4,7 +4,7 @@
 /// A part of an answer, in the encoding of versions without tagged fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AnswerPart {
-    /// So many bytes.
+    /// A field with this number of bytes.
     Fixed(usize),
     /// A length of 16 bits, and so many bytes. Negative: none.
     Text,

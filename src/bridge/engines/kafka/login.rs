@@ -29,7 +29,7 @@ const HANDSHAKE_ANSWER: &[AnswerPart] = &[Fixed(2), Array(&[Text])];
 /// The version of the further requests.
 const AUTHENTICATE: i16 = 0;
 
-/// Their answers: an error, its text, and what the mechanism says.
+/// The answer to an authentication request: an error code, its text, and the message of the SASL mechanism.
 const AUTHENTICATE_ANSWER: &[AnswerPart] = &[Fixed(2), Text, Octets];
 
 /// The most rounds of the hash that a broker may ask for: some 50 ms of the thread. Kafka itself allows 16,384.
