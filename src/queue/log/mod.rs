@@ -60,8 +60,9 @@ const BATCH_BYTES: usize = 1 << 20;
 /// The most bytes of a batch that recovery believes in. The largest event has 64 MiB, and a checkpoint is smaller.
 const BATCH_BYTES_MAX: usize = 80 << 20;
 
-/// While more bytes wait to be written, events that are handed out in vain add no records.
-const RETRIES_BYTES_MAX: usize = 1 << 20;
+/// The most bytes of records of events that were handed out in vain, and that wait to be written. Further ones are left to
+/// the checkpoint of the next segment. Small in tests, which reach it then.
+const RETRIES_BYTES_MAX: usize = if cfg!(test) { 256 } else { 1 << 20 };
 
 /// The number of a segment. Later segments have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,6 +168,8 @@ pub struct Log {
     writing: Option<Writing>,
     // The next batch begins a segment, because the groups have changed.
     must_begin_segment: bool,
+    // Events that were handed out in vain have no record: a checkpoint is to tell of them.
+    has_unrecorded_retries: bool,
     // The last segment has nothing but its checkpoint. A batch follows, however long the checkpoint is.
     is_segment_new: bool,
     // The last write has failed.
@@ -203,6 +206,7 @@ impl Log {
             pending: Pending::new(MessageNumber(0)),
             writing: None,
             must_begin_segment: true,
+            has_unrecorded_retries: false,
             is_segment_new: false,
             is_failing: false,
         }
@@ -281,18 +285,16 @@ impl Log {
         is_free
     }
 
-    /// Notes that a stored event was handed out to a group in vain.
+    /// Notes that a stored event was handed out to a group in vain. The number of tries grows each time.
     pub fn note_retry(&mut self, group: GroupIndex, number: MessageNumber, failed: FailedTries) {
         let of_group = &mut self.groups[usize::from(group.0)];
         if number >= self.stored || of_group.settled.contains(number) {
             return;
         }
-        of_group.failed.insert(number, failed);
-        if self.pending.bytes() < RETRIES_BYTES_MAX {
-            self.pending.add_retry(group, number, failed);
-        } else {
-            // The files cannot be written at the moment. The next checkpoint has what is known by then.
-            self.must_begin_segment = true;
+        of_group.note_failed(number, failed);
+        match self.pending.retry_bytes() < RETRIES_BYTES_MAX {
+            true => self.pending.add_retry(group, number, failed),
+            false => self.has_unrecorded_retries = true,
         }
     }
 
@@ -307,7 +309,7 @@ impl Log {
 
     /// Whether all that was added is in the files, and synced.
     pub fn is_written(&self) -> bool {
-        self.writing.is_none() && self.pending.is_empty()
+        self.writing.is_none() && self.pending.is_empty() && !self.has_unrecorded_retries
     }
 
     /// Whether events or changes of consumers wait to be written. Acknowledgements may wait for more of them.
@@ -392,10 +394,15 @@ impl Log {
         let is_full = |(_, segment): (_, &Segment)| {
             segment.bytes >= self.segment_bytes && !self.is_segment_new
         };
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && !self.has_unrecorded_retries {
             return None;
         }
-        if self.must_begin_segment || self.segments.last().is_none_or(is_full) {
+        // A batch follows each new segment while there is one, whatever is handed out in vain meanwhile.
+        let needs_checkpoint =
+            self.has_unrecorded_retries && (!self.is_segment_new || self.pending.is_empty());
+        let last = self.segments.last();
+        if self.must_begin_segment || needs_checkpoint || last.is_none_or(is_full) {
+            self.has_unrecorded_retries = false;
             let number = self.segments.next_number();
             return Some(Writing::Segment(number, self.first_bytes(number)));
         }
@@ -441,6 +448,14 @@ impl LogGroup {
         let settled = Settled::below(from);
         let (failed, handed_out) = (BTreeMap::new(), HandedOut::Below(from));
         Self { name, settled, failed, handed_out, redelivered_below: MessageNumber(0) }
+    }
+
+    /// Notes the failed tries of an event, unless more are known: a checkpoint tells of tries whose records follow it.
+    fn note_failed(&mut self, number: MessageNumber, failed: FailedTries) {
+        let known = self.failed.entry(number).or_insert(failed);
+        if failed.tries >= known.tries {
+            *known = failed;
+        }
     }
 
     /// Notes that the events from `first` to before `end` are settled.

@@ -21,6 +21,8 @@ pub(super) struct SealedBatch {
     pub added: Credit,
     /// Events that every group has settled by this batch.
     pub freed: Credit,
+    // The bytes of records of events that were handed out in vain.
+    retry_bytes: usize,
     // Whether somebody waits for this batch.
     is_urgent: bool,
 }
@@ -43,12 +45,13 @@ pub(super) struct Pending {
     // Not encoded yet, since the next acknowledgement may continue it. Belongs to the last batch.
     run: Option<Run>,
     bytes: usize,
+    retry_bytes: usize,
 }
 
 impl Pending {
     /// Nothing. The next event has this number.
     pub(super) fn new(next: MessageNumber) -> Self {
-        Self { next, batches: VecDeque::new(), run: None, bytes: 0 }
+        Self { next, batches: VecDeque::new(), run: None, bytes: 0, retry_bytes: 0 }
     }
 
     /// Whether nothing waits.
@@ -64,6 +67,11 @@ impl Pending {
     /// The bytes of all records.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The bytes of records of events that were handed out in vain.
+    pub(super) fn retry_bytes(&self) -> usize {
+        self.retry_bytes
     }
 
     /// Adds an event, and returns its number.
@@ -108,7 +116,14 @@ impl Pending {
         number: MessageNumber,
         failed: FailedTries,
     ) {
-        self.add(|batch| format::put_retry(&mut batch.bytes, group, number, failed));
+        let mut added = 0;
+        self.add(|batch| {
+            let before = batch.bytes.len();
+            format::put_retry(&mut batch.bytes, group, number, failed);
+            added = batch.bytes.len() - before;
+            batch.retry_bytes += added;
+        });
+        self.retry_bytes += added;
     }
 
     /// Adds what may be handed out to a group.
@@ -126,6 +141,7 @@ impl Pending {
         }
         let mut batch = self.batches.pop_front()?;
         self.bytes -= batch.bytes.len();
+        self.retry_bytes -= batch.retry_bytes;
         format::end_batch(&mut batch.bytes, 0);
         Some(batch)
     }

@@ -270,7 +270,7 @@ fn begun(
                 log.groups.push(LogGroup { name, settled, failed, handed_out, redelivered_below });
             }
             Record::Retry(group, number, failed) => {
-                log.group_mut(group)?.failed.insert(number, failed);
+                log.group_mut(group)?.note_failed(number, failed);
             }
             Record::Event(_) | Record::Settled { .. } | Record::HandedOut(..) => {
                 return Err("the file does not begin with a checkpoint");
@@ -305,7 +305,7 @@ impl Log {
                     self.group_mut(group)?.handed_out = handed_out;
                 }
                 Record::Retry(group, number, failed) => {
-                    self.group_mut(group)?.failed.insert(number, failed);
+                    self.group_mut(group)?.note_failed(number, failed);
                 }
                 Record::Held(_) | Record::Segments(_) | Record::Group(_) => {
                     return Err("a checkpoint is not at the beginning of its file");

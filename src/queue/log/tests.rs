@@ -47,23 +47,28 @@ impl Bench {
     }
 
     fn write(&mut self) {
-        while let Some(task) = self.log.poll_task() {
-            match task {
-                Task::Create(segment, bytes) => {
-                    self.disk.files.entry(segment).or_default().now = bytes.to_vec();
-                }
-                Task::Append(segment, at, bytes) => {
-                    let file = &mut self.disk.files.get_mut(&segment).unwrap().now;
-                    file.truncate(at as usize);
-                    file.extend_from_slice(bytes);
-                }
-                Task::Truncate(segment, length) => {
-                    self.disk.files.get_mut(&segment).unwrap().now.truncate(length as usize);
-                }
-                Task::Remove(segment) => drop(self.disk.files.remove(&segment)),
+        while self.carry_out_one() {}
+    }
+
+    /// Carries out the next task. Returns false if there is none.
+    fn carry_out_one(&mut self) -> bool {
+        let Some(task) = self.log.poll_task() else { return false };
+        match task {
+            Task::Create(segment, bytes) => {
+                self.disk.files.entry(segment).or_default().now = bytes.to_vec();
             }
-            self.log.handle_done();
+            Task::Append(segment, at, bytes) => {
+                let file = &mut self.disk.files.get_mut(&segment).unwrap().now;
+                file.truncate(at as usize);
+                file.extend_from_slice(bytes);
+            }
+            Task::Truncate(segment, length) => {
+                self.disk.files.get_mut(&segment).unwrap().now.truncate(length as usize);
+            }
+            Task::Remove(segment) => drop(self.disk.files.remove(&segment)),
         }
+        self.log.handle_done();
+        true
     }
 
     fn settle(&mut self, group: GroupIndex, numbers: impl IntoIterator<Item = u64>) {
@@ -225,6 +230,35 @@ fn events_that_no_consumer_can_have_had_are_not_marked_as_redelivered() {
     bench.write();
     bench.restart(&group_names());
     assert_eq!(marks(&bench), [true; 4], "the node ended while there was a consumer");
+}
+
+#[test]
+fn events_that_are_handed_out_in_vain_without_end_hold_nothing_up_and_take_bounded_room() {
+    let mut bench = Bench::new();
+    bench.add(1);
+    let number = MessageNumber(0);
+    let fail = |log: &mut Log, tries: u16| {
+        (0..100).for_each(|more| {
+            let failed = FailedTries { tries: tries * 100 + more, until_ms: 0 };
+            log.note_retry(DEFAULT, number, failed);
+        });
+    };
+    let next = bench.log.append(ClientId::from_value(1), 7, b"next");
+    let mut tasks = 0;
+    // As fast as anything is written.
+    while bench.log.stored() <= next {
+        fail(&mut bench.log, tasks);
+        assert!(bench.log.unwritten_bytes() < 2 * RETRIES_BYTES_MAX);
+        tasks += 1;
+        assert!(tasks < 5, "the event is stored");
+        bench.carry_out_one();
+    }
+    bench.write();
+    assert!(bench.log.is_written());
+    bench.restart(&group_names());
+    let events = bench.disk.read_all(&bench.log, DEFAULT).expect("nothing is damaged");
+    assert_eq!(events[0].failed.tries, (tasks - 1) * 100 + 99);
+    assert_eq!(events[1].failed, FailedTries::default());
 }
 
 #[test]

@@ -185,9 +185,10 @@ fn fail_some(random: &mut Random, log: &mut Log, model: &mut Model) {
     let group = &mut model.groups[index];
     for &number in group.handed_out.iter().filter(|number| group.in_memory.contains_key(number)) {
         if random.happens(30) {
-            let failed = FailedTries { tries: random.below(9) as u16, until_ms: random.below(99) };
-            log.note_retry(GroupIndex(index as u16), number, failed);
             let noted = group.failed.entry(number).or_insert_with(|| vec![FailedTries::default()]);
+            let tries = noted[noted.len() - 1].tries + 1;
+            let failed = FailedTries { tries, until_ms: random.below(99) };
+            log.note_retry(GroupIndex(index as u16), number, failed);
             noted.push(failed);
         }
     }
