@@ -27,8 +27,6 @@ pub struct Device {
     position: String,
     /// The messages of the channel that have arrived.
     pub received: Ledger,
-    /// One more than the highest number that has arrived.
-    next: u32,
 }
 
 /// A channel, and the source of the messages that are published to it.
@@ -69,7 +67,6 @@ impl Device {
             socket: None,
             position: String::new(),
             received: Ledger::default(),
-            next: 0,
         }
     }
 
@@ -124,7 +121,7 @@ impl Device {
     /// # Errors
     /// The connection has ended, or something else than a message of the channel arrived.
     pub async fn receive_until(&mut self, end: u32) -> Result<()> {
-        while self.next < end {
+        while self.received.next() < end {
             let socket = self.socket.as_mut().context("the device is not connected")?;
             let (received, position) = (&mut self.received, &mut self.position);
             let read = |text: &[u8], _| {
@@ -139,9 +136,9 @@ impl Device {
                 received.observe(payload.sequence);
                 position.clear();
                 position.push_str(&message.o);
-                Ok(payload.sequence)
+                Ok(())
             };
-            self.next = self.next.max(socket.next(read).await? + 1);
+            socket.next(read).await?;
         }
         Ok(())
     }

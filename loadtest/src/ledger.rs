@@ -48,6 +48,11 @@ impl Ledger {
         is_late
     }
 
+    /// One more than the highest number that has arrived.
+    pub fn next(&self) -> u32 {
+        self.next
+    }
+
     /// The damage if the numbers below `sent` were sent and no more arrive.
     pub fn damage(&self, sent: u32) -> Damage {
         let lost = self.missing.len() as u64 + u64::from(sent.saturating_sub(self.next));

@@ -6,7 +6,7 @@
 //! - `frames.rs`: received pieces → frames. `control.rs`: a frame of the control lane, which is one
 //!   [`Control`]. `batch.rs`: a frame of any other lane, which is a batch of messages. `function.rs`: functions of
 //!   `conn.call`. `list.rs`: the messages of lists of administration. `tap.rs`: the messages about taps. `presence.rs`: those about
-//!   presence.
+//!   presence. `topic.rs`: those between topics and consumers.
 //! - `fields.rs`: numbers, names, texts, ids and addresses.
 //!
 //! A peer has proved to know the grid's key, so the meaning of its messages is trusted: that a
@@ -22,6 +22,7 @@ mod function;
 mod list;
 mod presence;
 mod tap;
+mod topic;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -196,16 +196,21 @@ pub fn put_event(
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
 
-/// Appends the frame of an event that a back end has pushed. The event names no client. `scratch` is
-/// overwritten.
-pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event: &PushedEvent<'_>) {
+/// Replaces what is in `scratch` by the beginning of an event that names no client.
+fn begin_event_without_client(scratch: &mut Vec<u8>, node: NodeId, topic: &str) {
     scratch.clear();
     scratch.extend_from_slice(EVENT_BEGIN);
     scratch.extend_from_slice(b"{\"n\":");
     put_number(scratch, node.number().into());
     scratch.extend_from_slice(b",\"c\":\"\"");
     scratch.extend_from_slice(TOPIC_FIELD);
-    put_string(scratch, event.topic);
+    put_string(scratch, topic);
+}
+
+/// Appends the frame of an event that a back end has pushed. The event names no client. `scratch` is
+/// overwritten.
+pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event: &PushedEvent<'_>) {
+    begin_event_without_client(scratch, node, event.topic);
     scratch.extend_from_slice(b",\"d\":{\"event\":\"push\",\"data\":");
     put_string(scratch, event.data);
     scratch.push(b'}');
@@ -244,13 +249,7 @@ pub fn put_presence_event(
         (false, true) => b"occupied",
         (false, false) => b"vacated",
     };
-    scratch.clear();
-    scratch.extend_from_slice(EVENT_BEGIN);
-    scratch.extend_from_slice(b"{\"n\":");
-    put_number(scratch, node.number().into());
-    scratch.extend_from_slice(b",\"c\":\"\"");
-    scratch.extend_from_slice(TOPIC_FIELD);
-    put_string(scratch, event.topic);
+    begin_event_without_client(scratch, node, event.topic);
     scratch.extend_from_slice(b",\"d\":{\"event\":\"");
     scratch.extend_from_slice(name);
     scratch.extend_from_slice(b"\",\"channel\":");

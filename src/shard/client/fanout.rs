@@ -237,7 +237,7 @@ impl Clients {
     /// which are sorted. `event` is the whole message.
     ///
     /// # Errors
-    /// It needs more than one slice, or the turn's budget is spent. Returns the rest of the walk, for
+    /// The event needs more than one slice, or the turn's budget is spent. Returns the rest of the walk, for
     /// [`Self::defer_publish`].
     pub(super) fn publish_event(
         &mut self,

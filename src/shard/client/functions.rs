@@ -105,14 +105,11 @@ impl Clients {
         if turn.taps.is_active() {
             turn.push_step(Step::ClientChanged(key));
         }
-        let before = match function {
-            Function::SetContextValue(..) | Function::SetContext(_) if self.has_presence() => {
-                connections
-                    .get(key)
-                    .and_then(Connection::client)
-                    .and_then(|client| member_of(client))
-            }
-            _ => None,
+        let may_change_user = self.has_presence()
+            && matches!(function, Function::SetContextValue(..) | Function::SetContext(_));
+        let before = match may_change_user {
+            true => connections.get(key).and_then(Connection::client).and_then(|it| member_of(it)),
+            false => None,
         };
         let users = &mut self.users;
         let done = match function {
@@ -140,8 +137,7 @@ impl Clients {
             }
             Function::Info => self.info(turn, connections, key).ok_or_else(no_such_client),
         };
-        let is_change = matches!(function, Function::SetContextValue(..) | Function::SetContext(_));
-        if is_change && self.has_presence() {
+        if may_change_user {
             self.change_user(turn, connections, key, before);
         }
         done

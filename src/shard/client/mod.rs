@@ -178,7 +178,7 @@ impl Clients {
         told
     }
 
-    /// Whether the next turn has work at once: a pending publish or clients to unsubscribe.
+    /// Whether the next turn has work at once: a pending publish, or clients to unsubscribe.
     pub(super) fn is_waiting(&self) -> bool {
         self.fanout.is_walking() || self.unsubscribing.is_waiting()
     }

@@ -69,7 +69,7 @@ struct Pushes {
 pub(crate) struct PresenceFigures {
     /// Channels whose home the shard is.
     pub channels: u64,
-    /// Their members.
+    /// Members of channels whose home the shard is.
     pub members: u64,
     /// The memory of users, in bytes.
     pub bytes: u64,

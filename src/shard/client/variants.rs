@@ -51,7 +51,7 @@ pub(super) struct Variant {
     receivers: usize,
 }
 
-/// What was appended to outbound queues.
+/// The sums of the frames that a walk has appended to outbound queues.
 #[derive(Debug, Default)]
 pub(super) struct Appended {
     /// Frames.
