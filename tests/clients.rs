@@ -76,6 +76,37 @@ fn a_device_in_a_browser_recovers_what_it_has_missed_and_is_told_of_what_is_gone
     }
 }
 
+#[test]
+fn a_device_in_node_is_told_who_comes_and_goes() {
+    tell_who_comes_and_goes(None);
+}
+
+#[test]
+fn a_device_in_a_browser_is_told_who_comes_and_goes() {
+    if let Some(browser) = browser() {
+        tell_who_comes_and_goes(Some(browser));
+    }
+}
+
+fn tell_who_comes_and_goes(browser: Option<PathBuf>) {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let server = Server::start(&format!(
+        "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n\
+         [[edge.route]]\npath = \"/ws\"\ntopic = \"t\"\nsubscribe = [\"room:*\"]\n\
+         token = {{ algorithm = \"HS256\", key = \"{secret}\" }}\n\
+         [[channel]]\nmatch = \"room:*\"\npresence = true\npresence_grace_s = 0"
+    ));
+    let key = SigningKey::new(None, TokenAlgorithm::Hs256, secret).expect("it is long enough");
+    let urls = [format!("ws://{}/ws", server.edge)];
+    run("presence", browser, &urls, |what, user| match what {
+        "token" => {
+            let claims = json!({ "sub": user, "exp": now_s() + 3600 });
+            key.sign(&claims).expect("it signs")
+        }
+        _ => panic!("{what} is not known"),
+    });
+}
+
 fn recover(browser: Option<PathBuf>) {
     let server = Server::start(
         "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n\
@@ -149,11 +180,10 @@ fn renew_a_token(browser: Option<PathBuf>) {
     run("renewal", browser, &urls, |what, _| match what {
         "token" => {
             tokens += 1;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
             let lasts_s = if tokens == 1 { 1 } else { 3600 };
             let claims = json!({
                 "sub": "ada",
-                "exp": now.as_secs() + lasts_s,
+                "exp": now_s() + lasts_s,
                 "context": { "token": tokens },
             });
             key.sign(&claims).expect("it signs")
@@ -166,6 +196,11 @@ fn renew_a_token(browser: Option<PathBuf>) {
         }
         _ => panic!("{what} is not known"),
     });
+}
+
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs()
 }
 
 /// Runs a scenario of a device, and answers what it asks for: a word, and the rest of the line.

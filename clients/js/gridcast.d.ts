@@ -48,6 +48,10 @@ export interface Events {
   message: { data: Data; channel?: string; position?: string };
   /** Messages of this channel were missed and cannot be recovered: fetch its state anew. */
   gap: { channel: string };
+  /** Another user has come to a channel with presence. Changes during a break are not told: ask your back end at each `open`. */
+  join: { channel: string; user: string };
+  /** Another user has left a channel with presence. */
+  leave: { channel: string; user: string };
   /** The connection ended. `retryMs` is the time until the next try, or null if there is none. */
   close: { code: number; reason: string; retryMs: number | null };
   /** Something went wrong that no promise reports: no token, a channel that is not allowed any more. */

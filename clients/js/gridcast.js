@@ -162,8 +162,8 @@ export class Connection {
   }
 
   /**
-   * Calls `callback` for each event of a kind: "open", "message", "gap", "close" or "error".
-   * Returns a function that ends this.
+   * Calls `callback` for each event of a kind: "open", "message", "gap", "join", "leave", "close"
+   * or "error". Returns a function that ends this.
    */
   on(event, callback) {
     const callbacks = this.#listeners.get(event) ?? new Set();
@@ -324,6 +324,10 @@ export class Connection {
         return this.#deliver(p);
       case "closing":
         this.#hint = p.after_ms;
+        return;
+      case "join":
+      case "leave":
+        this.#emit(message.e, { channel: p.c, user: p.u });
     }
   }
 

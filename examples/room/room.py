@@ -38,14 +38,10 @@ def publish(room, message, **more):
 def online(room):
     return sorted({member["u"] for member in call("channel.members", c=f"room:{room}", max=1000).get("members", [])})
 
-def handle(client, name, room, message):
-    if room and room != message.get("enter") and "say" not in message and name not in online(room):
-        publish(room, {"left": name})
+def handle(client, name, message):
     if message.get("enter") in SAID:
         room = message["enter"]
-        call("conn.call", c=client, f="set_context_value", a=["room", room])
         call("mesh.send", c=client, d=json.dumps({"room": room, "online": online(room), "said": list(SAID[room])}))
-        publish(room, {"joined": name}, x=[client])
     elif "say" in message:
         said = {"id": message["id"], "from": name, "say": message["say"], "to": message.get("to")}
         if said["to"]:
@@ -60,10 +56,8 @@ if __name__ == "__main__":
     print(f"open http://{host}:{page.server_port}/", flush=True)
     while True:
         for event in call("queue.take", t=["room"], wait_ms=20000).get("events", []):
-            what, context = event["d"], event["d"]["context"]
             try:
-                message = json.loads(what["frame"]["data"]) if "frame" in what else {"gone": True}
-                handle(event["c"], context["user_id"], context.get("room"), message)
+                handle(event["c"], event["d"]["context"]["user_id"], json.loads(event["d"]["frame"]["data"]))
             except Exception as error:
                 print("not understood:", error, flush=True)
             call("queue.ack", g=event["g"])

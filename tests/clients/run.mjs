@@ -9,6 +9,11 @@ import { Browser } from "../console/browser.mjs";
 import * as scenarios from "./scenarios.js";
 
 const [, , name, browser, ...urls] = process.argv;
+// A device that never gets what it waits for.
+setTimeout(() => {
+  console.error(`${name} takes too long`);
+  process.exit(1);
+}, 120_000).unref();
 const input = createInterface({ input: process.stdin });
 const answers = input[Symbol.asyncIterator]();
 

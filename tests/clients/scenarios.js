@@ -101,6 +101,22 @@ export async function renewal(connect, [url], ask) {
   connection.close();
 }
 
+/** Another user who comes to a channel with presence and goes. */
+export async function presence(connect, [url], ask) {
+  const told = arrivals();
+  const device = (user) => connect(url, { token: () => ask(`token ${user}`) });
+  const ada = device("ada");
+  for (const event of ["join", "leave"]) ada.on(event, (detail) => told.put([event, detail]));
+  ada.on("error", told.put);
+  await ada.subscribe("room:1", () => {});
+  const alan = device("alan");
+  await alan.subscribe("room:1", () => {});
+  same(await told.next(), ["join", { channel: "room:1", user: "alan" }]);
+  alan.close();
+  same(await told.next(), ["leave", { channel: "room:1", user: "alan" }]);
+  ada.close();
+}
+
 /** What arrives, and who waits for it. */
 function arrivals() {
   const values = [];

@@ -398,6 +398,18 @@ test("closing rejects what still waits and opens nothing more", async (t) => {
   assert.equal(sockets.length, 1);
 });
 
+test("the device is told who comes to its channels and goes", async (t) => {
+  mockClock(t);
+  const { connection, socket } = await open();
+  const told = [];
+  connection.on("join", (join) => told.push(["join", join]));
+  connection.on("leave", (leave) => told.push(["leave", leave]));
+  await socket.receive({ e: "join", p: { c: "a", u: "ada" } });
+  await socket.receive({ e: "leave", p: { c: "a", u: "ada" } });
+  const ada = { channel: "a", user: "ada" };
+  assert.deepEqual(told, [["join", ada], ["leave", ada]]);
+});
+
 test("a listener that has ended is not called, and events that are not known are ignored", async (t) => {
   mockClock(t);
   const { connection, socket } = await open();
