@@ -92,18 +92,20 @@ impl Settings {
         self.process.first_bounds.unwrap_or(self.queue.bounds)
     }
 
-    /// Whether the configuration names a topic: a route feeds it, it has rules of its own, or it is the dead topic of
-    /// another.
+    /// Whether the configuration names a topic: a route or presence feeds it, it has rules of its own, or it is the dead topic
+    /// of another.
     pub fn names_topic(&self, topic: &str) -> bool {
         let rules = &self.queue.rules;
         let is_dead_topic = || rules.values().any(|rules| rules.dead.as_deref() == Some(topic));
         rules.contains_key(topic) || self.topics().any(|fed| &**fed == topic) || is_dead_topic()
     }
 
-    /// Yields the topics of the routes, repeated ones too.
+    /// Yields the topics of the routes, and of channels whose presence back ends are told of, repeated ones too.
     pub fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
         let routes = self.edges.iter().flat_map(EdgeSettings::open_routes);
-        routes.filter_map(|(_, route)| route.topic.as_ref())
+        let presence = self.channels.rules.iter().filter_map(|rule| rule.presence.as_ref());
+        let of_routes = routes.filter_map(|(_, route)| route.topic.as_ref());
+        of_routes.chain(presence.filter_map(|rule| rule.topic.as_ref()))
     }
 
     /// Returns the proxies in front of a listener.

@@ -8,6 +8,7 @@ mod calls;
 mod faults;
 mod lists;
 mod members;
+mod presence;
 mod queue;
 #[path = "../support/mod.rs"]
 mod support;

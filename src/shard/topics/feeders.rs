@@ -67,7 +67,7 @@ impl Feeders {
         feeders
     }
 
-    /// Creates the feeders of the topics of routes that have none. The feeders of other topics stay: they cost
+    /// Creates the feeders of the topics of routes and of presence that have none. The feeders of other topics stay: they cost
     /// little, and events may wait in them.
     pub(super) fn handle_settings(&mut self, settings: &Settings) {
         settings.topics().for_each(|topic| self.ensure(settings, topic));

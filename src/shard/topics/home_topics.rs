@@ -91,7 +91,7 @@ impl HomeTopics {
         }
     }
 
-    /// Creates the topics of routes whose home is this shard, as far as they do not exist.
+    /// Creates the topics of routes and of presence whose home is this shard, as far as they do not exist.
     fn create_routed(&mut self, shard: ShardId, settings: &Settings) {
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
         let with_sinks = settings.queue.sinks.keys();
