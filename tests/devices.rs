@@ -56,6 +56,7 @@ fn on_disk() -> Settings {
     let facts = LogFacts {
         id: LogId(1),
         stored: MessageNumber(0),
+        next_delayed: Default::default(),
         held: Default::default(),
         unsettled: vec![MessageNumber(0)],
     };

@@ -468,6 +468,26 @@ fn verify_prints_groups_and_backlogs_and_finds_damage() {
 }
 
 #[test]
+fn a_delayed_event_survives_a_kill_and_comes_when_it_is_due() {
+    let data = Data::new();
+    let config = data.config("");
+    let mut server = Server::start(&config);
+    for (text, after_ms) in [("next week", 604_800_000), ("soon", 1)] {
+        let body = json!({ "t": "orders", "d": text, "after_ms": after_ms }).to_string();
+        assert_eq!(server.post("/v1/queue/push", &body), STORED);
+    }
+    server.kill();
+    let mut server = Server::start(&config);
+    let mut reader = consumer(&server, None);
+    assert_eq!(next(&mut reader).0, "soon");
+    server.kill();
+    let (status, text) = verify(&data);
+    let expected = "2 events held\n  1 of them delayed\n  default group: 1 events\n";
+    assert!(text.contains(expected), "{text}");
+    assert_eq!(status, Some(0), "{text}");
+}
+
+#[test]
 fn verify_changes_nothing_in_the_directory() {
     let data = Data::new();
     let mut server = Server::start(&data.config(""));

@@ -15,6 +15,11 @@ pub struct LogId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupIndex(pub u16);
 
+/// The number of a delayed event in the log of its topic. Delayed events are numbered apart from the others, in the order
+/// in which they are added. The number of an event that has come due may be given again after a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DelayedNumber(pub u64);
+
 /// The state of a log at the start of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFacts {
@@ -22,7 +27,9 @@ pub struct LogFacts {
     pub id: LogId,
     /// All events below this number are stored. The next event gets it.
     pub stored: MessageNumber,
-    /// Events that not every group has settled.
+    /// The next delayed event gets this number.
+    pub next_delayed: DelayedNumber,
+    /// Events that not every group has settled, and delayed events.
     pub held: Credit,
     /// The first event that each group has not settled, in the order of their indices.
     pub unsettled: Vec<MessageNumber>,
@@ -50,6 +57,22 @@ pub enum LogChange {
         since_us: u64,
         /// The encoded event.
         frame: Frame,
+    },
+    /// Adds a delayed event. Delayed events are numbered in the order in which they are added.
+    AddDelayed {
+        /// The client in whose place a back end has sent the event.
+        client: ClientId,
+        /// The time from which the event is handed out, in microseconds on the shard's clock.
+        due_us: u64,
+        /// The encoded event.
+        frame: Frame,
+    },
+    /// Adds a stored delayed event to the others, as if it arrived now.
+    AddDue {
+        /// The delayed event.
+        number: DelayedNumber,
+        /// When this happens, in microseconds on the shard's clock.
+        since_us: u64,
     },
     /// A group has settled an event.
     Settle {
@@ -103,6 +126,10 @@ pub struct FromLog {
 pub struct LogNews {
     /// Events that are stored now, in their order.
     pub stored: u64,
+    /// Delayed events that are stored now, in their order.
+    pub stored_delayed: u64,
+    /// Delayed events that were found when the node started. In the first news alone.
+    pub recovered: Vec<DelayedEvent>,
     /// Events that every group has settled now.
     pub freed: Credit,
     /// Groups whose [`LogChange::Consume`] was written.
@@ -114,8 +141,12 @@ pub struct LogNews {
 impl LogNews {
     /// Whether nothing has happened.
     pub fn is_empty(&self) -> bool {
-        let Self { stored, freed, marked, read } = self;
-        *stored == 0 && *freed == Credit::default() && marked.is_empty() && read.is_empty()
+        let Self { stored, stored_delayed, recovered, freed, marked, read } = self;
+        (*stored, *stored_delayed) == (0, 0)
+            && recovered.is_empty()
+            && *freed == Credit::default()
+            && marked.is_empty()
+            && read.is_empty()
     }
 }
 
@@ -137,6 +168,19 @@ pub struct FailedTries {
     pub tries: u16,
     /// The time from which it may be handed out again, in Unix milliseconds. 0: at once.
     pub until_ms: u64,
+}
+
+/// A delayed event in the log of its topic.
+#[derive(Clone, Debug)]
+pub struct DelayedEvent {
+    /// The number among the delayed events of the log.
+    pub number: DelayedNumber,
+    /// The client in whose place a back end has sent the event.
+    pub client: ClientId,
+    /// The time from which the event is handed out, in Unix milliseconds.
+    pub due_ms: u64,
+    /// The encoded event.
+    pub frame: Frame,
 }
 
 /// An event that was read.

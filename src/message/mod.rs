@@ -48,8 +48,8 @@ pub use list::{
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient, UsersQuestion,
 };
 pub use log::{
-    EventsRead, FailedTries, FromLog, GroupIndex, LogChange, LogFacts, LogId, LogNews, StoredEvent,
-    ToLog,
+    DelayedEvent, DelayedNumber, EventsRead, FailedTries, FromLog, GroupIndex, LogChange, LogFacts,
+    LogId, LogNews, StoredEvent, ToLog,
 };
 pub use mesh::{FromMesh, InterestChange, KnownNodes, LostNode, ToMesh};
 pub use presence::{

@@ -50,6 +50,7 @@ use crate::message::{
     Requester, Terms,
 };
 use crate::protocol::frame::Frame;
+pub use delayed::DELAYED_MAX;
 use delayed::Delayed;
 use disk::StoredFor;
 pub use disk::UNSTORED_MAX;

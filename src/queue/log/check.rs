@@ -1,7 +1,9 @@
 //! Checks the whole of a segment, where recovery and reading look only at what they need.
 
+use std::collections::BTreeSet;
+
 use super::format::{self, Parsed, Record, SegmentHead};
-use super::reader::{CUT_OFF, INVALID, MISSING, UNKNOWN};
+use super::reader::{CUT_OFF, INVALID, MISSING, NOT_DELAYED, UNKNOWN};
 use super::{Damage, SegmentNumber};
 use crate::message::MessageNumber;
 
@@ -30,6 +32,7 @@ pub fn check_segment(
         SegmentHead::Foreign(why) => return Err(damage(0, why)),
     };
     let (mut next, start) = (first, at);
+    let mut delayed = BTreeSet::new();
     while at < bytes.len() {
         let batch = match format::parse_batch(&bytes[at..]) {
             Parsed::Batch(batch) => batch,
@@ -42,6 +45,9 @@ pub fn check_segment(
         for record in batch.records() {
             match record {
                 Some(Record::Event(_)) => next.0 += 1,
+                Some(Record::Delayed(event)) => drop(delayed.insert(event.number)),
+                Some(Record::Due(number, _)) if delayed.remove(&number) => next.0 += 1,
+                Some(Record::Due(..)) => return Err(damage(at, NOT_DELAYED)),
                 Some(_) => {}
                 None => return Err(damage(at, UNKNOWN)),
             }

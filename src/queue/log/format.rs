@@ -11,7 +11,7 @@
 use super::segments::Segment;
 use super::{BATCH_BYTES_MAX, GroupIndex, HandedOut, LogGroup, LogId, SegmentNumber};
 use crate::address::ClientId;
-use crate::message::{Credit, FailedTries, MessageNumber};
+use crate::message::{Credit, DelayedEvent, DelayedNumber, FailedTries, MessageNumber};
 
 /// The version of the format. A log of another version is refused.
 pub(super) const VERSION: u32 = 1;
@@ -36,12 +36,18 @@ const HELD: u8 = 4;
 const SEGMENTS: u8 = 5;
 const GROUP: u8 = 6;
 const RETRY: u8 = 7;
+const DELAYED: u8 = 8;
+const DUE: u8 = 9;
 
 /// A record of a batch.
 #[derive(Debug)]
 pub(super) enum Record<'a> {
     /// An event. Its number follows from its place: events are numbered without gaps.
     Event(EventRecord<'a>),
+    /// A delayed event, which has no number among the events. In a checkpoint too, behind the groups.
+    Delayed(DelayedRecord<'a>),
+    /// An event that was delayed until now. It counts as an event, and the delayed one is no more.
+    Due(DelayedNumber, EventRecord<'a>),
     /// A group has settled the events from `first` to before `end`. `freed`: those that every group has settled now.
     Settled { group: GroupIndex, first: MessageNumber, end: MessageNumber, freed: Credit },
     /// What may have been handed out to a group from now on.
@@ -63,6 +69,19 @@ pub(super) struct EventRecord<'a> {
     pub client: ClientId,
     /// When the event was appended.
     pub unix_ms: u64,
+    /// The event as JSON text.
+    pub json: &'a [u8],
+}
+
+/// A delayed event in a batch.
+#[derive(Debug)]
+pub(super) struct DelayedRecord<'a> {
+    /// The number among the delayed events.
+    pub number: DelayedNumber,
+    /// The client in whose place a back end has sent the event.
+    pub client: ClientId,
+    /// When the event is due.
+    pub due_ms: u64,
     /// The event as JSON text.
     pub json: &'a [u8],
 }
@@ -246,6 +265,22 @@ pub(super) fn put_event(out: &mut Vec<u8>, client: ClientId, unix_ms: u64, json:
     });
 }
 
+/// Appends a delayed event.
+pub(super) fn put_delayed(out: &mut Vec<u8>, event: &DelayedEvent) {
+    put_record(out, DELAYED, |out| {
+        put_numbers(out, &[event.number.0, event.client.value(), event.due_ms]);
+        out.extend_from_slice(event.frame.payload());
+    });
+}
+
+/// Appends an event that was delayed.
+pub(super) fn put_due(out: &mut Vec<u8>, unix_ms: u64, event: &DelayedEvent) {
+    put_record(out, DUE, |out| {
+        put_numbers(out, &[event.number.0, event.client.value(), unix_ms]);
+        out.extend_from_slice(event.frame.payload());
+    });
+}
+
 /// Appends a range of events that a group has settled.
 pub(super) fn put_settled(
     out: &mut Vec<u8>,
@@ -367,6 +402,12 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Reads what is left as an event.
+    fn event(&mut self) -> Option<EventRecord<'a>> {
+        let (client, unix_ms) = (ClientId::from_value(self.u64()?), self.u64()?);
+        Some(EventRecord { client, unix_ms, json: self.0 })
+    }
+
     /// Reads items until nothing is left.
     fn all<T>(mut self, item: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let mut items = Vec::new();
@@ -380,10 +421,14 @@ impl<'a> Fields<'a> {
         let (kind, length) = (self.u8()?, self.u32()?);
         let mut content = Fields(self.take(length as usize)?);
         Some(match kind {
-            EVENT => {
-                let (client, unix_ms) = (ClientId::from_value(content.u64()?), content.u64()?);
-                Record::Event(EventRecord { client, unix_ms, json: content.0 })
-            }
+            EVENT => Record::Event(content.event()?),
+            DELAYED => Record::Delayed(DelayedRecord {
+                number: DelayedNumber(content.u64()?),
+                client: ClientId::from_value(content.u64()?),
+                due_ms: content.u64()?,
+                json: content.0,
+            }),
+            DUE => Record::Due(DelayedNumber(content.u64()?), content.event()?),
             SETTLED => Record::Settled {
                 group: GroupIndex(content.u16()?),
                 first: content.number()?,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Damage, Log, Read, Reader, Task};
+use super::{Damage, Log, NewlyStored, Read, Reader, Task};
 use crate::message::{
     EventsRead, FailedTries, FromLog, GroupIndex, LogChange, LogFacts, LogNews, ToLog,
 };
@@ -27,7 +27,9 @@ impl LogKeeper {
     pub fn new(topic: Arc<str>, log: Log) -> Self {
         let readers = (0..log.groups.len()).map(|_| Reader::default()).collect();
         let (to_read, to_mark) = (VecDeque::new(), Vec::new());
-        Self { topic, log, readers, to_read, to_mark, news: LogNews::default() }
+        let recovered = log.delayed().cloned().collect();
+        let news = LogNews { recovered, ..LogNews::default() };
+        Self { topic, log, readers, to_read, to_mark, news }
     }
 
     /// The log.
@@ -42,6 +44,7 @@ impl LogKeeper {
         LogFacts {
             id: self.log.id(),
             stored: self.log.stored(),
+            next_delayed: self.log.delayed.next(),
             held: self.log.held(),
             unsettled: groups.map(first).collect(),
         }
@@ -59,6 +62,13 @@ impl LogKeeper {
             LogChange::Add { client, since_us, frame } => {
                 let unix_ms = (unix_start_us + since_us) / 1000;
                 self.log.append(client, unix_ms, frame.payload());
+            }
+            LogChange::AddDelayed { client, due_us, frame } => {
+                let due_ms = (unix_start_us + due_us).div_ceil(1000);
+                self.log.append_delayed(client, due_ms, frame);
+            }
+            LogChange::AddDue { number, since_us } => {
+                self.log.append_due(number, (unix_start_us + since_us) / 1000);
             }
             LogChange::Settle { group, number, bytes } => {
                 if self.log.settle(group, number, bytes) {
@@ -88,7 +98,9 @@ impl LogKeeper {
 
     /// Notes that the task of the last [`Self::poll_task`] was carried out.
     pub fn handle_done(&mut self) {
-        self.news.stored += self.log.handle_done();
+        let NewlyStored { events, delayed } = self.log.handle_done();
+        self.news.stored += events;
+        self.news.stored_delayed += delayed;
     }
 
     /// Notes that the task of the last [`Self::poll_task`] has failed. It is tried again.

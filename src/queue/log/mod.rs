@@ -14,7 +14,7 @@
 //! - `format.rs`: the bytes. `settled.rs`: the events that a group has settled.
 //! - `segments.rs`: the files of a log. `pending.rs`: records that are not written yet.
 //! - `recovery.rs`: builds a log from its files. `reader.rs`: reads events back.
-//! - `check.rs`: checks a whole segment.
+//! - `delayed.rs`: delayed events. `check.rs`: checks a whole segment.
 //! - `keeper.rs`: a log in use, between the topic's home and the files.
 //!
 //! # What may be lost
@@ -27,6 +27,7 @@
 //! the latest of them may be forgotten in a crash.
 
 mod check;
+mod delayed;
 mod format;
 mod keeper;
 mod pending;
@@ -45,6 +46,7 @@ use crate::address::ClientId;
 use crate::message::{Credit, FailedTries, MessageNumber};
 pub use crate::message::{GroupIndex, LogId, StoredEvent};
 pub use check::{SegmentContents, check_segment};
+use delayed::DelayedEvents;
 use format::SEGMENT_HEAD_BYTES;
 pub use keeper::LogKeeper;
 use pending::{Pending, SealedBatch};
@@ -163,7 +165,9 @@ pub struct Log {
     // Below this number, events are stored. pending.first() == stored while no batch is being written.
     stored: MessageNumber,
     // What the events hold that not every group has settled, as the batches in the files say.
+    // Delayed events too.
     held: Credit,
+    delayed: DelayedEvents,
     pending: Pending,
     writing: Option<Writing>,
     // The next batch begins a segment, because the groups have changed.
@@ -181,6 +185,15 @@ pub struct Log {
 enum Writing {
     Segment(SegmentNumber, Vec<u8>),
     Batch(SealedBatch),
+}
+
+/// The number of events that are stored by a change of the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewlyStored {
+    /// Events with numbers, also those that were delayed before.
+    pub events: u64,
+    /// Delayed events.
+    pub delayed: u64,
 }
 
 /// The state of a group after recovery.
@@ -203,6 +216,7 @@ impl Log {
             segments: Segments::default(),
             stored: MessageNumber(0),
             held: Credit::default(),
+            delayed: DelayedEvents::default(),
             pending: Pending::new(MessageNumber(0)),
             writing: None,
             must_begin_segment: true,
@@ -247,8 +261,8 @@ impl Log {
         self.stored
     }
 
-    /// Events that not every group has settled, and the bytes of their frames. Without events that are not written
-    /// yet.
+    /// Events that not every group has settled, and delayed events, with the bytes of their frames. Without those that
+    /// are not written yet.
     pub fn held(&self) -> Credit {
         self.held
     }
@@ -353,11 +367,10 @@ impl Log {
         })
     }
 
-    /// Notes that the task of the last [`Self::poll_task`] was carried out. Returns the number of events that are
-    /// stored by that.
-    pub fn handle_done(&mut self) -> u64 {
+    /// Notes that the task of the last [`Self::poll_task`] was carried out. Returns what is stored by that.
+    pub fn handle_done(&mut self) -> NewlyStored {
         if self.segments.cut.take().is_some() || self.segments.remove_removable() {
-            return 0;
+            return NewlyStored::default();
         }
         self.is_failing = false;
         match self.writing.take() {
@@ -365,7 +378,7 @@ impl Log {
                 self.must_begin_segment = false;
                 self.is_segment_new = true;
                 self.segments.begin(number, self.stored, bytes.len() as u64);
-                0
+                NewlyStored::default()
             }
             Some(Writing::Batch(batch)) => {
                 self.is_segment_new = false;
@@ -379,9 +392,11 @@ impl Log {
                     // The bytes may have been an estimate.
                     self.held.bytes = 0;
                 }
-                batch.events
+                let delayed = batch.delayed.len() as u64;
+                self.delayed.apply(batch.delayed, &batch.due);
+                NewlyStored { events: batch.events, delayed }
             }
-            None => 0,
+            None => NewlyStored::default(),
         }
     }
 
@@ -424,6 +439,7 @@ impl Log {
                 format::put_retry(&mut out, index, number, failed);
             }
         }
+        self.delayed.iter().for_each(|event| format::put_delayed(&mut out, event));
         format::end_batch(&mut out, start);
         out
     }
@@ -431,7 +447,8 @@ impl Log {
     /// Counts the messages held anew, after groups or files have gone, and estimates their bytes from that. Returns false
     /// if the count was right.
     fn fit_held(&mut self) -> bool {
-        let held = settled::held_below(self.stored, self.groups.iter().map(|g| &g.settled));
+        let held = settled::held_below(self.stored, self.groups.iter().map(|g| &g.settled))
+            + self.delayed.iter().len() as u64;
         let before = self.held.messages.max(1) as u128;
         let bytes = self.held.bytes as u128 * u128::from(held) / before;
         let is_wrong = held as usize != self.held.messages;

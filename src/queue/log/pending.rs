@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::{BATCH_BYTES, GroupIndex, HandedOut, format};
 use crate::address::ClientId;
-use crate::message::{Credit, FailedTries, MessageNumber};
+use crate::message::{Credit, DelayedEvent, DelayedNumber, FailedTries, MessageNumber};
 use crate::protocol::frame;
 
 /// A batch whose bytes are complete.
@@ -17,8 +17,12 @@ pub(super) struct SealedBatch {
     pub bytes: Vec<u8>,
     /// The number of events.
     pub events: u64,
-    /// The events, and the bytes of their frames.
+    /// The events and the delayed events, and the bytes of their frames. Without events that were delayed before.
     pub added: Credit,
+    /// The delayed events.
+    pub delayed: Vec<DelayedEvent>,
+    /// The delayed events that are among the other events now.
+    pub due: Vec<DelayedNumber>,
     /// Events that every group has settled by this batch.
     pub freed: Credit,
     // The bytes of records of events that were handed out in vain.
@@ -87,6 +91,30 @@ impl Pending {
             batch.events += 1;
             batch.added.messages += 1;
             batch.added.bytes += frame::message_bytes(json.len());
+            batch.is_urgent = true;
+        });
+        self.next.0 += 1;
+        number
+    }
+
+    /// Adds a delayed event.
+    pub(super) fn add_delayed(&mut self, event: DelayedEvent) {
+        self.add(|batch| {
+            format::put_delayed(&mut batch.bytes, &event);
+            batch.added.messages += 1;
+            batch.added.bytes += event.frame.bytes().len();
+            batch.delayed.push(event);
+            batch.is_urgent = true;
+        });
+    }
+
+    /// Adds an event that was delayed until now.
+    pub(super) fn add_due(&mut self, unix_ms: u64, event: &DelayedEvent) -> MessageNumber {
+        let number = self.next;
+        self.add(|batch| {
+            format::put_due(&mut batch.bytes, unix_ms, event);
+            batch.events += 1;
+            batch.due.push(event.number);
             batch.is_urgent = true;
         });
         self.next.0 += 1;

@@ -97,7 +97,7 @@ impl Log {
                 Parsed::Batch(batch) => {
                     for record in batch.records() {
                         match record {
-                            Some(Record::Event(event)) => {
+                            Some(Record::Event(event) | Record::Due(_, event)) => {
                                 let number = place.first;
                                 place.first.0 += 1;
                                 events.extend(self.wanted(group, reader, number, &event));
@@ -160,5 +160,6 @@ impl Log {
 pub(super) const INVALID: &str = "the data is damaged: its checksum is wrong";
 pub(super) const CUT_OFF: &str = "the file ends within a batch";
 pub(super) const MISSING: &str = "events are missing";
+pub(super) const NOT_DELAYED: &str = "a record names an event that is not delayed";
 pub(super) const UNKNOWN: &str =
     "a record is of a kind that this version of gridcast does not know";

@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use super::format::{self, BATCH_MAGIC, Batch, Parsed, Record, SegmentHead};
+use super::format::{self, BATCH_MAGIC, Batch, DelayedRecord, Parsed, Record, SegmentHead};
 use super::pending::Pending;
-use super::reader::{CUT_OFF, INVALID, MISSING, UNKNOWN};
+use super::reader::{CUT_OFF, INVALID, MISSING, NOT_DELAYED, UNKNOWN};
 use super::segments::Segment;
 use super::settled::{Settled, held_below};
 use super::{
     BATCH_BYTES_MAX, Damage, GroupIndex, HandedOut, Log, LogGroup, LogId, Read, SegmentNumber,
 };
-use crate::message::{Credit, MessageNumber};
-use crate::protocol::frame;
+use crate::message::{Credit, DelayedEvent, MessageNumber};
+use crate::protocol::frame::{self, Frame, Kind};
 
 /// The bytes of one read.
 const READ_BYTES: usize = 1 << 20;
@@ -272,13 +272,19 @@ fn begun(
             Record::Retry(group, number, failed) => {
                 log.group_mut(group)?.note_failed(number, failed);
             }
-            Record::Event(_) | Record::Settled { .. } | Record::HandedOut(..) => {
+            Record::Delayed(event) => log.delayed.recover(recovered(&event)),
+            Record::Event(_) | Record::Due(..) | Record::Settled { .. } | Record::HandedOut(..) => {
                 return Err("the file does not begin with a checkpoint");
             }
         }
     }
     log.segments.insert(segment, Segment { first, end: first, bytes: 0 });
     Ok(log)
+}
+
+fn recovered(event: &DelayedRecord<'_>) -> DelayedEvent {
+    let DelayedRecord { number, client, due_ms, json } = *event;
+    DelayedEvent { number, client, due_ms, frame: Frame::message(Kind::Text, json) }
 }
 
 impl Log {
@@ -296,6 +302,13 @@ impl Log {
                     added.messages += 1;
                     added.bytes += frame::message_bytes(event.json.len());
                 }
+                Record::Delayed(event) => {
+                    added.messages += 1;
+                    added.bytes += frame::message_bytes(event.json.len());
+                    self.delayed.recover(recovered(&event));
+                }
+                Record::Due(number, _) if self.delayed.end(number) => events += 1,
+                Record::Due(..) => return Err(NOT_DELAYED),
                 Record::Settled { group, first, end, freed } => {
                     self.group_mut(group)?.settle(first, end);
                     removed.messages += freed.messages;

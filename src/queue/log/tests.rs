@@ -1,6 +1,7 @@
 //! A log as a value: what is written, recovered, read and removed. `disk.rs` is the disk, `simulation.rs` what may happen
 //! to it.
 
+mod delayed;
 pub(in crate::queue) mod disk;
 mod simulation;
 

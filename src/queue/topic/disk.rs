@@ -17,8 +17,8 @@ use super::held::Held;
 use super::{Burial, Effect, Topic};
 use crate::address::{ClientId, ShardId};
 use crate::message::{
-    BackendId, Credit, Event, EventNotice, GroupIndex, LogChange, LogFacts, LogNews, MessageNumber,
-    Requester, StoredEvent,
+    BackendId, Credit, DelayedNumber, Event, EventNotice, GroupIndex, LogChange, LogFacts, LogNews,
+    MessageNumber, Requester, StoredEvent,
 };
 use crate::protocol::frame::Frame;
 use crate::queue::Bounds;
@@ -47,6 +47,11 @@ pub(super) struct OnDisk {
     stored: MessageNumber,
     // Events that are not stored, in order.
     unstored: VecDeque<Unstored>,
+    // Delayed events that are not stored, in order, and the number of the first of them.
+    pub(super) unstored_delayed: VecDeque<UnstoredDelayed>,
+    pub(super) stored_delayed: DelayedNumber,
+    // All delayed events, stored or not, within DELAYED_MAX.
+    pub(super) delayed: Credit,
     // For the log, in order.
     changes: Vec<LogChange>,
     // For the log too: events that were handed out in vain, which are in memory, how often and until when they wait.
@@ -93,6 +98,14 @@ struct Unstored {
     frame: Frame,
 }
 
+/// A delayed event that is not stored.
+#[derive(Debug)]
+pub(super) struct UnstoredDelayed {
+    pub source: StoredFor,
+    pub due_us: u64,
+    pub event: Event,
+}
+
 /// The one who waits for an event to be stored.
 #[derive(Debug)]
 pub(super) enum StoredFor {
@@ -119,9 +132,31 @@ impl OnDisk {
 
     /// Adds an event to the log.
     fn add(&mut self, now_us: u64, source: StoredFor, event: Event) {
+        let (client, since_us, frame) = (event.client, now_us, event.frame.clone());
+        self.changes.push(LogChange::Add { client, since_us, frame });
+        self.await_stored(now_us, source, event);
+    }
+
+    /// Adds a delayed event to the log.
+    pub(super) fn add_delayed(&mut self, delayed: UnstoredDelayed) {
+        let (due_us, Event { client, frame, .. }) = (delayed.due_us, &delayed.event);
+        self.changes.push(LogChange::AddDelayed { client: *client, due_us, frame: frame.clone() });
+        self.delayed.messages += 1;
+        self.delayed.bytes += frame.bytes().len();
+        self.unstored_delayed.push_back(delayed);
+    }
+
+    /// Adds a stored delayed event to the other events of the log.
+    pub(super) fn add_due(&mut self, now_us: u64, number: DelayedNumber, event: Event) {
+        self.changes.push(LogChange::AddDue { number, since_us: now_us });
+        self.delayed.messages -= 1;
+        self.delayed.bytes -= event.frame.bytes().len();
+        self.await_stored(now_us, StoredFor::Nobody, event);
+    }
+
+    /// Notes that the log was given an event, which it has not stored.
+    fn await_stored(&mut self, since_us: u64, source: StoredFor, event: Event) {
         let Event { client, frame, notice } = event;
-        let since_us = now_us;
-        self.changes.push(LogChange::Add { client, since_us, frame: frame.clone() });
         self.unstored.push_back(Unstored { source, client, since_us, notice, frame });
     }
 
@@ -197,6 +232,9 @@ impl Topic {
             has_default_group: self.has_default_group,
             stored: facts.stored,
             unstored: VecDeque::new(),
+            unstored_delayed: VecDeque::new(),
+            stored_delayed: facts.next_delayed,
+            delayed: Credit::default(),
             changes: Vec::new(),
             retries: BTreeMap::new(),
             released: Credit::default(),
@@ -213,7 +251,10 @@ impl Topic {
 
     /// Whether events are not stored yet.
     pub fn has_unstored(&self) -> bool {
-        self.held.disk.as_ref().is_some_and(|disk| !disk.unstored.is_empty())
+        self.held
+            .disk
+            .as_ref()
+            .is_some_and(|disk| !disk.unstored.is_empty() || !disk.unstored_delayed.is_empty())
     }
 
     /// Adds an event that a back end has pushed, if there is room; false if there is none. [`Effect::Stored`] follows,
@@ -245,12 +286,14 @@ impl Topic {
     pub fn take_late(&mut self, now_ms: u64) -> Vec<Requester> {
         let Some(disk) = &mut self.held.disk else { return Vec::new() };
         let mut late = Vec::new();
-        for unstored in &mut disk.unstored {
-            if let StoredFor::Push(requester, until_ms) = unstored.source
+        let events = disk.unstored.iter_mut().map(|unstored| &mut unstored.source);
+        let delayed = disk.unstored_delayed.iter_mut().map(|unstored| &mut unstored.source);
+        for source in events.chain(delayed) {
+            if let StoredFor::Push(requester, until_ms) = *source
                 && until_ms <= now_ms
             {
                 late.push(requester);
-                unstored.source = StoredFor::Nobody;
+                *source = StoredFor::Nobody;
             }
         }
         late
@@ -274,6 +317,7 @@ impl Topic {
         for _ in 0..news.stored {
             self.take_stored(now_us);
         }
+        self.take_delayed_news(unix_start_us, news.stored_delayed, news.recovered);
         for group in news.marked {
             self.take_mark(now_us, group);
         }
@@ -411,7 +455,7 @@ impl Topic {
         }
     }
 
-    fn disk_mut(&mut self) -> &mut OnDisk {
+    pub(super) fn disk_mut(&mut self) -> &mut OnDisk {
         self.held.disk.as_mut().expect("only topics on disk have logs")
     }
 
@@ -495,8 +539,15 @@ impl Topic {
     /// Asserts the invariants of a topic on disk.
     pub(super) fn check_disk(&self, disk: &OnDisk) {
         let unstored = disk.unstored.iter().map(|unstored| unstored.frame.bytes().len());
-        let unstored = Credit { messages: disk.unstored.len(), bytes: unstored.sum() };
+        let delayed = disk.unstored_delayed.iter().map(|delayed| delayed.event.frame.bytes().len());
+        let delayed = Credit { messages: delayed.len(), bytes: delayed.sum() };
+        let messages = unstored.len() + delayed.messages;
+        let unstored = Credit { messages, bytes: unstored.sum::<usize>() + delayed.bytes };
         assert_eq!(self.held.room.unstored(), unstored, "events that are not stored");
+        let stored = self.delayed.sum();
+        let messages = stored.messages + delayed.messages;
+        let delayed = Credit { messages, bytes: stored.bytes + delayed.bytes };
+        assert_eq!(disk.delayed, delayed, "delayed events");
         let next_number = disk.stored.0 + disk.unstored.len() as u64;
         assert_eq!(self.next_number, MessageNumber(next_number));
         for group in self.all_groups() {

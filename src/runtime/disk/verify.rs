@@ -25,8 +25,10 @@ pub struct TopicState {
     pub files: usize,
     /// The size of the files.
     pub bytes: u64,
-    /// Events that not every group has settled.
+    /// Events that not every group has settled, and delayed events.
     pub held: usize,
+    /// Delayed events, which no group has got.
+    pub delayed: usize,
     /// The groups, and the events that each has not settled.
     pub groups: Vec<(String, u64)>,
     /// Bytes at the end that were being written when the node ended. The next start cuts them off.
@@ -54,8 +56,11 @@ impl fmt::Display for VerifiedTopics {
 
 impl fmt::Display for TopicState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, files, bytes, held, groups, torn_bytes, faults } = self;
+        let Self { name, files, bytes, held, delayed, groups, torn_bytes, faults } = self;
         writeln!(f, "{name}: {files} files, {bytes} bytes, {held} events held")?;
+        if *delayed > 0 {
+            writeln!(f, "  {delayed} of them delayed")?;
+        }
         for (group, backlog) in groups {
             writeln!(f, "  {group}: {backlog} events")?;
         }
@@ -105,6 +110,7 @@ fn topic_state(name: String, directory: &Path) -> io::Result<TopicState> {
             checked.pop();
             state.torn_bytes = torn_bytes;
             state.held = log.held().messages;
+            state.delayed = log.delayed().len();
             let name = |name: Option<&str>| name.unwrap_or("default group").to_owned();
             let groups = log.group_facts();
             state.groups =

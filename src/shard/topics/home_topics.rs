@@ -91,6 +91,11 @@ impl HomeTopics {
         }
     }
 
+    /// Checks the topics within the usual time.
+    pub(super) fn check_soon(&mut self, now_ms: u64) {
+        self.next_check_ms.get_or_insert(now_ms + CHECK_MS);
+    }
+
     /// Creates the topics of routes and of presence whose home is this shard, as far as they do not exist.
     fn create_routed(&mut self, shard: ShardId, settings: &Settings) {
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;

@@ -56,6 +56,10 @@ impl HomeTopics {
         let FromLog { topic, news } = message;
         let now_us = turn.now.us;
         let unix_start_us = self.outgoing.unix_start_us(turn.now);
+        if !news.recovered.is_empty() {
+            // Delayed events of an earlier run, which may be due.
+            self.check_soon(turn.now.ms);
+        }
         self.change(turn, &topic, |home| home.handle_news(now_us, unix_start_us, news));
     }
 }

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::disk::{Disk, Failure, Random};
 use super::{group_names, number_of_groups};
 use crate::address::ClientId;
-use crate::message::{FailedTries, MessageNumber};
-use crate::protocol::frame;
-use crate::queue::log::{GroupIndex, Log, Reader};
+use crate::message::{DelayedNumber, FailedTries, MessageNumber};
+use crate::protocol::frame::{self, Frame, Kind};
+use crate::queue::log::{GroupIndex, Log, NewlyStored, Reader};
 
 const SEEDS: u64 = 2000;
 
@@ -19,6 +19,14 @@ struct Model {
     events: BTreeMap<MessageNumber, (ClientId, Vec<u8>)>,
     // Reported as stored: all below.
     stored: MessageNumber,
+    // Every delayed event that was ever appended and may exist: its client, its time and its data.
+    delayed: BTreeMap<DelayedNumber, (ClientId, u64, Vec<u8>)>,
+    // Reported as stored: all below, of this run.
+    stored_delayed: DelayedNumber,
+    // Delayed events that were stored before this run.
+    recovered_delayed: BTreeSet<DelayedNumber>,
+    // The delayed events that were added to the others in this run, by their new numbers.
+    due: BTreeMap<MessageNumber, DelayedNumber>,
     // The bytes held are an estimate.
     is_estimated: bool,
 }
@@ -40,7 +48,48 @@ struct ModelGroup {
 impl Model {
     fn new() -> Self {
         let groups = (0..number_of_groups()).map(|_| ModelGroup::default()).collect();
-        Self { groups, events: BTreeMap::new(), stored: MessageNumber(0), is_estimated: false }
+        Self {
+            groups,
+            events: BTreeMap::new(),
+            stored: MessageNumber(0),
+            delayed: BTreeMap::new(),
+            stored_delayed: DelayedNumber(0),
+            recovered_delayed: BTreeSet::new(),
+            due: BTreeMap::new(),
+            is_estimated: false,
+        }
+    }
+
+    fn note_stored(&mut self, stored: NewlyStored) {
+        self.stored.0 += stored.events;
+        self.stored_delayed.0 += stored.delayed;
+    }
+
+    /// Whether a delayed event was reported as stored, in this run or before.
+    fn is_promised(&self, number: DelayedNumber) -> bool {
+        number < self.stored_delayed || self.recovered_delayed.contains(&number)
+    }
+
+    /// Checks that each delayed event that was reported as stored is either delayed or an event, and none is both.
+    fn check_delayed(&mut self, log: &Log) {
+        let found: BTreeSet<_> = log.delayed().map(|event| event.number).collect();
+        for event in log.delayed() {
+            let expected = &self.delayed[&event.number];
+            let payload = event.frame.payload().to_vec();
+            assert_eq!(&(event.client, event.due_ms, payload), expected);
+        }
+        let stored = log.stored();
+        let ended = self.due.iter().filter(|&(&number, _)| number < stored);
+        let ended: BTreeSet<_> = ended.map(|(_, &delayed)| delayed).collect();
+        assert!(found.is_disjoint(&ended), "an event is delayed and not");
+        for &number in self.delayed.keys() {
+            let is_there = found.contains(&number) || ended.contains(&number);
+            assert!(is_there || !self.is_promised(number), "{number:?} is lost");
+        }
+        self.delayed.retain(|number, _| found.contains(number));
+        self.due.clear();
+        self.recovered_delayed = found;
+        self.stored_delayed = log.delayed.next();
     }
 
     /// Compares a recovered log with what was promised.
@@ -49,6 +98,7 @@ impl Model {
         let stored = log.stored();
         self.events.retain(|&number, _| number < stored);
         assert_eq!(self.events.len() as u64, stored.0, "no event was invented");
+        self.check_delayed(log);
         let mut unsettled = BTreeSet::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
             let events = disk.read_all(log, GroupIndex(index as u16)).expect("the log is readable");
@@ -79,9 +129,11 @@ impl Model {
             group.next = MessageNumber(0);
             (group.is_consumed, group.may_hand_out) = (false, false);
         }
-        assert_eq!(log.held().messages, unsettled.len(), "messages held");
-        let bytes: usize =
-            unsettled.iter().map(|number| frame::message_bytes(self.events[number].1.len())).sum();
+        let messages = unsettled.len() + self.delayed.len();
+        assert_eq!(log.held().messages, messages, "messages held");
+        let events = unsettled.iter().map(|number| self.events[number].1.len());
+        let delayed = self.delayed.values().map(|(_, _, json)| json.len());
+        let bytes: usize = events.chain(delayed).map(frame::message_bytes).sum();
         if bytes == 0 || !self.is_estimated {
             assert_eq!(log.held().bytes, bytes, "bytes held");
         }
@@ -98,7 +150,7 @@ fn run(random: &mut Random, disk: &mut Disk, model: &mut Model, is_last: bool) {
     model.check_recovered(disk, &log);
     let mut readers: Vec<Reader> = (0..number_of_groups()).map(|_| Reader::default()).collect();
     for _ in 0..random.below(60) {
-        match random.below(11) {
+        match random.below(13) {
             0..=3 => {
                 for _ in 0..=random.below(4) {
                     let client = ClientId::from_value(random.below(5));
@@ -121,6 +173,8 @@ fn run(random: &mut Random, disk: &mut Disk, model: &mut Model, is_last: bool) {
                 log.set_consumed(GroupIndex(index as u16), group.is_consumed, group.next);
             }
             9 => fail_some(random, &mut log, model),
+            10 => delay_some(random, &mut log, model),
+            11 => end_some_delays(random, &mut log, model),
             _ => {
                 disk.bytes_max =
                     random.happens(30).then(|| disk.used() + random.below(300) as usize);
@@ -142,7 +196,7 @@ fn run(random: &mut Random, disk: &mut Disk, model: &mut Model, is_last: bool) {
 fn write_all(random: &mut Random, disk: &mut Disk, log: &mut Log, model: &mut Model) -> bool {
     while let Some(task) = log.poll_task() {
         match disk.carry_out(random, &task) {
-            Ok(()) => model.stored.0 += log.handle_done(),
+            Ok(()) => model.note_stored(log.handle_done()),
             Err(Failure::Crash) => return false,
             Err(Failure::Full | Failure::Broken) => {
                 log.handle_failed();
@@ -190,6 +244,30 @@ fn fail_some(random: &mut Random, log: &mut Log, model: &mut Model) {
             let failed = FailedTries { tries, until_ms: random.below(99) };
             log.note_retry(GroupIndex(index as u16), number, failed);
             noted.push(failed);
+        }
+    }
+}
+
+fn delay_some(random: &mut Random, log: &mut Log, model: &mut Model) {
+    for _ in 0..=random.below(3) {
+        let (client, due_ms) = (ClientId::from_value(random.below(5)), random.below(99));
+        let json = vec![b'd'; random.below(80) as usize];
+        let frame = Frame::message(Kind::Text, &json);
+        let number = log.append_delayed(client, due_ms, frame);
+        let before = model.delayed.insert(number, (client, due_ms, json));
+        assert_eq!(before, None);
+    }
+}
+
+fn end_some_delays(random: &mut Random, log: &mut Log, model: &mut Model) {
+    let stored: Vec<_> = log.delayed().map(|event| event.number).collect();
+    for number in stored {
+        let has_ended = model.due.values().any(|&ended| ended == number);
+        if !has_ended && random.happens(40) {
+            let event = log.append_due(number, 7);
+            let (client, _, json) = model.delayed[&number].clone();
+            assert_eq!(model.events.insert(event, (client, json)), None);
+            model.due.insert(event, number);
         }
     }
 }

@@ -5,10 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
-use crate::message::{SinkFigures, SinkRun, Ticket, ToLog};
+use crate::message::{DelayedNumber, LogChange, SinkFigures, SinkRun, Ticket, ToLog};
 use crate::protocol::frame::Kind;
-use crate::queue::log::LogKeeper;
 use crate::queue::log::tests::disk::{Disk, Failure, Random};
+use crate::queue::log::{Log, LogKeeper};
 
 const SEEDS: u64 = 100;
 
@@ -27,6 +27,9 @@ const ACK_US: u64 = 5_000;
 /// Unix time at the first start, in microseconds.
 const UNIX_START_US: u64 = 1_800_000_000_000_000;
 
+/// Added to the numbers of delayed events, in the tickets of their back ends.
+const DELAYED_TICKET: u64 = 1 << 63;
+
 const SINK: &str = "engine";
 
 /// The index of the sink's group, after the default group and `audit`.
@@ -40,6 +43,10 @@ struct Model {
     events: BTreeMap<MessageNumber, (u64, String)>,
     // Events that somebody was told are stored.
     promised: BTreeSet<MessageNumber>,
+    // Every delayed event that may exist.
+    delayed: BTreeMap<DelayedNumber, DelayedOfModel>,
+    // The delayed events that were added to the others in this run, by their new numbers.
+    due: BTreeMap<MessageNumber, DelayedNumber>,
     groups: [ModelGroup; 3],
 }
 
@@ -47,8 +54,33 @@ impl Model {
     fn new() -> Self {
         let groups = [(); 3].map(|()| ModelGroup::default());
         let (events, promised) = (BTreeMap::new(), BTreeSet::new());
-        Self { unix_us: UNIX_START_US, events, promised, groups }
+        let (delayed, due) = (BTreeMap::new(), BTreeMap::new());
+        Self { unix_us: UNIX_START_US, events, promised, delayed, due, groups }
     }
+
+    /// Checks that each delayed event that somebody was told is stored is delayed in the log or an event, and none is both.
+    fn check_delayed(&mut self, log: &Log) {
+        let found: BTreeSet<_> = log.delayed().map(|event| event.number).collect();
+        let ended = self.due.iter().filter(|&(&number, _)| number < log.stored());
+        let ended: BTreeSet<_> = ended.map(|(_, &delayed)| delayed).collect();
+        assert!(found.is_disjoint(&ended), "an event is delayed and not");
+        for (number, delayed) in &self.delayed {
+            let is_there = found.contains(number) || ended.contains(number);
+            assert!(is_there || !delayed.is_promised, "{number:?} is lost");
+        }
+        self.delayed.retain(|number, _| found.contains(number));
+        assert_eq!(self.delayed.len(), found.len(), "no delayed event was invented");
+        self.due.clear();
+    }
+}
+
+/// A delayed event.
+struct DelayedOfModel {
+    client: u64,
+    data: String,
+    // Unix time in microseconds.
+    due_us: u64,
+    is_promised: bool,
 }
 
 #[derive(Default)]
@@ -96,6 +128,9 @@ struct Life<'w> {
     taken: Vec<(usize, PopId, MessageNumber)>,
     to_sink: Vec<MessageNumber>,
     next_index: u32,
+    // The numbers of the next event and the next delayed event that the log is given.
+    next_to_log: MessageNumber,
+    next_delayed: DelayedNumber,
 }
 
 /// The node has crashed.
@@ -107,6 +142,7 @@ impl<'w> Life<'w> {
         let mut log = disk.recover().expect("a crash is no damage").log;
         log.set_groups(&[None, Some("audit".into()), Some(SINK.into())]);
         let stored = log.stored();
+        model.check_delayed(&log);
         assert!(model.promised.iter().all(|&number| number < stored), "stored events are there");
         model.events.retain(|&number, _| number < stored);
         for (index, group) in (0..).map(GroupIndex).zip(&mut model.groups) {
@@ -130,7 +166,8 @@ impl<'w> Life<'w> {
         let ack_us = if random.happens(50) { ACK_US } else { 0 };
         let tries = if random.happens(50) { 1 + random.below(3) as u16 } else { 0 };
         topic.set_policy(Policy { ack_us, tries, age_max_us: 0 });
-        let topic = topic.on_disk(&keeper.facts());
+        let facts = keeper.facts();
+        let topic = topic.on_disk(&facts);
         Self {
             random,
             disk,
@@ -144,6 +181,8 @@ impl<'w> Life<'w> {
             taken: Vec::new(),
             to_sink: Vec::new(),
             next_index: 0,
+            next_to_log: facts.stored,
+            next_delayed: facts.next_delayed,
         }
     }
 
@@ -161,7 +200,7 @@ impl<'w> Life<'w> {
 
     /// Does something that those around the topic do.
     fn step(&mut self) {
-        match self.random.below(12) {
+        match self.random.below(13) {
             0..=2 => (0..=self.random.below(4)).for_each(|_| self.push()),
             3 => self.join(),
             4 | 5 => self.finish_some(),
@@ -170,6 +209,7 @@ impl<'w> Life<'w> {
             8 => self.end_take(),
             9 => self.settle_taken(),
             10 => self.run_sink(),
+            11 => self.push_delayed(),
             _ if self.random.happens(50) => {
                 self.now_us += self.random.below(2 * ACK_US);
                 self.topic.handle_timeout(self.now_us);
@@ -191,6 +231,43 @@ impl<'w> Life<'w> {
         let requester = Requester { ticket: Ticket(number.0), backend: consumer(u32::MAX) };
         if self.topic.offer_stored(self.now_us, event, requester, u64::MAX) {
             self.model.events.insert(number, (client, data));
+        }
+    }
+
+    fn push_delayed(&mut self) {
+        let (number, client) = (self.next_delayed, self.random.below(CLIENTS));
+        let data = format!("delayed {}", "x".repeat(self.random.below(60) as usize));
+        let event =
+            Event::new(ClientId::from_value(client), Frame::message(Kind::Text, data.as_bytes()));
+        let requester =
+            Requester { ticket: Ticket(DELAYED_TICKET | number.0), backend: consumer(u32::MAX) };
+        let due_us = self.now_us + 1 + self.random.below(3 * ACK_US);
+        if self.topic.offer_delayed_stored(due_us, event, requester, u64::MAX) {
+            self.next_delayed.0 += 1;
+            let due_us = self.unix_start_us + due_us;
+            let delayed = DelayedOfModel { client, data, due_us, is_promised: false };
+            assert!(self.model.delayed.insert(number, delayed).is_none());
+        }
+    }
+
+    /// Notes the numbers of events that the topic gives the log, and those of delayed events that come due.
+    fn note_changes(&mut self, changes: &[LogChange]) {
+        for change in changes {
+            match change {
+                LogChange::AddDue { number, .. } => {
+                    let delayed = &self.model.delayed[number];
+                    let now_us = self.unix_start_us + self.now_us;
+                    assert!(now_us >= delayed.due_us, "{number:?} comes before its time");
+                    let event = (delayed.client, delayed.data.clone());
+                    assert!(self.model.events.insert(self.next_to_log, event).is_none());
+                    self.model.due.insert(self.next_to_log, *number);
+                }
+                LogChange::Add { .. } => {
+                    assert!(self.model.events.contains_key(&self.next_to_log));
+                }
+                _ => continue,
+            }
+            self.next_to_log.0 += 1;
         }
     }
 
@@ -372,6 +449,10 @@ impl<'w> Life<'w> {
                         taker.out.retain(|number| !numbers.contains(number));
                     }
                 }
+                Effect::Stored(Requester { ticket, .. }) if ticket.0 >= DELAYED_TICKET => {
+                    let number = DelayedNumber(ticket.0 - DELAYED_TICKET);
+                    self.model.delayed.get_mut(&number).expect("it exists").is_promised = true;
+                }
                 Effect::Stored(requester) => {
                     self.model.promised.insert(MessageNumber(requester.ticket.0));
                 }
@@ -421,6 +502,7 @@ impl<'w> Life<'w> {
     fn pump(&mut self, percent: u64) -> Result<(), Crash> {
         if self.random.happens(percent) && self.topic.update_log() {
             let changes = self.topic.take_log_changes();
+            self.note_changes(&changes);
             let topic = "orders".into();
             self.sent.push_back(ToLog { topic, unix_start_us: self.unix_start_us, changes });
         }
@@ -495,7 +577,8 @@ impl<'w> Life<'w> {
         for group in &self.model.groups {
             assert_eq!(group.settled, all, "every group has settled every event");
         }
-        assert_eq!(self.topic.messages(), 0);
+        assert_eq!(self.topic.messages(), 0, "no event is delayed for ever");
+        assert_eq!(self.keeper.log().delayed().len(), 0);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A topic on disk and its log as values, with files in a map.
 
+mod delayed;
 mod tries;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

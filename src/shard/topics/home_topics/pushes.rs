@@ -11,7 +11,8 @@ use crate::address::ClientId;
 use crate::address::placement;
 use crate::message::{ClientReply, Credit, Event, PushCommand, Requester};
 use crate::protocol::api::{Code, Fault};
-use crate::queue::topic::Topic;
+use crate::queue::Bounds;
+use crate::queue::topic::{DELAYED_MAX, Topic};
 use crate::shard::turn::Turn;
 
 /// The events that may wait for room on one shard, over all topics. Further ones are refused at once.
@@ -57,7 +58,11 @@ impl WaitingPush {
     fn offer(&self, turn: &mut Turn, home: &mut Topic) -> bool {
         let (now_us, event) = (turn.now.us, self.event.clone());
         if home.is_on_disk() {
-            return home.offer_stored(now_us, event, self.requester, self.deadline_ms);
+            let (requester, until_ms) = (self.requester, self.deadline_ms);
+            return match self.due_us {
+                None => home.offer_stored(now_us, event, requester, until_ms),
+                Some(due_us) => home.offer_delayed_stored(due_us, event, requester, until_ms),
+            };
         }
         let is_in = match self.due_us {
             None => home.offer(now_us, event),
@@ -83,15 +88,18 @@ impl HomeTopics {
             let why = "too many topics on this node";
             return turn.answer(requester, Err(Fault::new(Code::ConsumptionFailed, why)));
         }
-        if push.after_ms > 0 && turn.settings.process.logs.contains_key(&topic) {
-            let why = "after_ms: a topic on disk takes no events for later";
-            return turn.answer(requester, Err(Fault::new(Code::InvalidArgument, why)));
-        }
         if push.after_ms > 0 {
             self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
         }
         let push = self.pushes.waiting_push(turn, requester, push);
         let home = self.topics.get_mut(&topic).expect("the topic exists or was just created");
+        if push.due_us.is_some() && !home.may_delay(push.bytes()) {
+            let Bounds { messages, bytes } = DELAYED_MAX;
+            let why = format!(
+                "after_ms: a topic on disk delays at most {messages} events and {bytes} bytes"
+            );
+            return turn.answer(requester, Err(Fault::new(Code::ConsumptionFailed, why)));
+        }
         if home.is_on_disk() {
             // The event may not be stored in time.
             self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
