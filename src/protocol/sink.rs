@@ -85,6 +85,12 @@ impl EngineAddress {
         }
     }
 
+    /// Whether batches are spread over many clients: an event of each before a second one of any. NATS acknowledges each
+    /// event by itself, and the next one of its client waits for that. The other engines store a batch as one.
+    pub fn spreads_batches(&self) -> bool {
+        matches!(self, Self::Nats(_))
+    }
+
     /// The most connections at a time; `None` for a webhook, whose connections are those of an HTTP service.
     pub fn connections(&self) -> Option<usize> {
         match self {

@@ -1,7 +1,7 @@
 //! One run of a sink: batches of events, in the order of each client, until the engine has acknowledged them.
 //!
-//! The events of one client form a lane. A batch takes whole lanes, as far as they fit, and no other batch takes
-//! events of the same clients until the engine has acknowledged it. A batch that fails stays as it is and is
+//! The events of one client form a lane. A batch takes whole lanes, as far as they fit, or the beginnings of many lanes where the
+//! engine acknowledges each event by itself. No other batch takes events of the same clients until the engine has acknowledged it. A batch that fails stays as it is and is
 //! sent again after a pause. An engine that has taken a part of it gets doubles with the same ids, unless it has said
 //! which part.
 //!
@@ -161,6 +161,39 @@ struct SinkLane {
     is_in_batch: bool,
 }
 
+/// The events of a batch that is made.
+struct NewBatch {
+    events: Vec<SinkEvent>,
+    bytes: usize,
+    events_max: usize,
+}
+
+impl NewBatch {
+    fn has_room(&self) -> bool {
+        self.events.len() < self.events_max && self.bytes < BATCH_BYTES_MAX
+    }
+
+    /// Takes the next event of a lane. Returns false if there is none, or no room for it.
+    fn take_one(&mut self, lane: &mut SinkLane) -> bool {
+        let event = if self.has_room() { lane.waiting.pop_front() } else { None };
+        let Some(event) = event else { return false };
+        self.bytes += event.frame.bytes().len();
+        self.events.push(event);
+        true
+    }
+}
+
+/// Puts the lane of the client that has been ready longest into a batch.
+fn begin_lane<'a>(
+    ready: &mut VecDeque<ClientId>,
+    lanes: &'a mut HashMap<ClientId, SinkLane>,
+) -> Option<(ClientId, &'a mut SinkLane)> {
+    let client = ready.pop_front()?;
+    let lane = lanes.get_mut(&client).expect("a client that is ready has a lane");
+    lane.is_in_batch = true;
+    Some((client, lane))
+}
+
 impl Runner {
     /// Begins a run.
     pub(super) fn new(sink: Arc<Sink>, run: SinkRun, random: u64) -> Self {
@@ -232,22 +265,37 @@ impl Runner {
     }
 
     fn take_events(&mut self) -> Option<Vec<SinkEvent>> {
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        while events.len() < self.batch_events_max
-            && bytes < BATCH_BYTES_MAX
-            && let Some(client) = self.ready.pop_front()
-        {
-            let lane = self.lanes.get_mut(&client).expect("a client that is ready has a lane");
-            lane.is_in_batch = true;
-            while events.len() < self.batch_events_max
-                && bytes < BATCH_BYTES_MAX
-                && let Some(event) = lane.waiting.pop_front()
+        let mut batch =
+            NewBatch { events: Vec::new(), bytes: 0, events_max: self.batch_events_max };
+        if self.sink.engine.spreads_batches() {
+            self.take_spread(&mut batch);
+        } else {
+            while batch.has_room()
+                && let Some(lane) =
+                    begin_lane(&mut self.ready, &mut self.lanes).map(|(_, lane)| lane)
             {
-                bytes += event.frame.bytes().len();
-                events.push(event);
+                while batch.take_one(lane) {}
             }
         }
-        (!events.is_empty()).then_some(events)
+        (!batch.events.is_empty()).then_some(batch.events)
+    }
+
+    /// Takes events of this batch's part of the clients that are ready: one of each, then a second one of each, and so on.
+    fn take_spread(&mut self, batch: &mut NewBatch) {
+        let clients_max = self.ready.len().div_ceil(self.batches_max - self.unfinished.len());
+        let mut clients = Vec::with_capacity(clients_max.min(self.batch_events_max));
+        while batch.has_room()
+            && clients.len() < clients_max
+            && let Some((client, lane)) = begin_lane(&mut self.ready, &mut self.lanes)
+        {
+            batch.take_one(lane);
+            clients.push(client);
+        }
+        while !clients.is_empty() {
+            clients.retain(|client| {
+                self.lanes.get_mut(client).is_some_and(|lane| batch.take_one(lane))
+            });
+        }
     }
 
     /// Handles the outcome of an attempt.

@@ -2,12 +2,18 @@ use super::*;
 use crate::bridge::pauses::{PAUSE_MS_MAX, PAUSE_MS_MIN};
 use crate::protocol::frame::Frame;
 use crate::protocol::service::HttpService;
-use crate::protocol::sink::{EngineAddress, Webhook};
+use crate::protocol::sink::{EngineAddress, Nats, Webhook};
 
 fn runner(batch: usize, in_flight: usize) -> Runner {
     let service = HttpService::new("http://127.0.0.1:1/", 1000).expect("a URL");
     let engine = EngineAddress::Webhook(Webhook { service, secret: None, batch, in_flight });
     let sink = Sink { name: "s".into(), topic: "t".into(), engine };
+    Runner::new(Arc::new(sink), SinkRun(1), 7)
+}
+
+fn nats_runner() -> Runner {
+    let nats = Nats { servers: ["nats://127.0.0.1:1".to_owned()].into(), subject: "t".into() };
+    let sink = Sink { name: "s".into(), topic: "t".into(), engine: EngineAddress::Nats(nats) };
     Runner::new(Arc::new(sink), SinkRun(1), 7)
 }
 
@@ -208,4 +214,50 @@ fn random_outcomes_never_break_the_order_of_a_client() {
         assert_eq!((settled(&mut runner).len(), runner.lanes.len()), (200, 0), "seed {seed}");
         assert!(taken.values().all(|numbers| numbers.is_sorted()), "seed {seed}: {taken:?}");
     }
+}
+
+#[test]
+fn batches_for_nats_are_spread_over_all_clients_with_events() {
+    let mut runner = nats_runner();
+    assert_eq!(runner.batches_max, 4);
+    // Six clients with three events each, as in a backlog.
+    let events: Vec<_> = (0..18).map(|number| (number / 3, number)).collect();
+    push(&mut runner, &events);
+    let taken = batches(&mut runner, 0);
+    let numbers: Vec<_> = taken.iter().map(|(_, numbers)| &numbers[..]).collect();
+    let expected = [&[0, 3, 1, 4, 2, 5][..], &[6, 9, 7, 10, 8, 11], &[12, 13, 14], &[15, 16, 17]];
+    assert_eq!(numbers, expected);
+    // What does not fit stays in its lane, in order.
+    let many: Vec<_> = (0..1000).map(|number| (20 + number / 500, 18 + number)).collect();
+    push(&mut runner, &many);
+    for (id, _) in &taken {
+        runner.handle_outcome(0, *id, stored());
+    }
+    let next = batches(&mut runner, 0);
+    let lengths: Vec<_> = next.iter().map(|(_, numbers)| numbers.len()).collect();
+    assert_eq!(lengths, [500, 500]);
+    assert!(next.iter().all(|(_, numbers)| numbers.is_sorted()));
+}
+
+#[test]
+fn a_large_backlog_for_nats_comes_in_full_batches_and_in_order_per_client() {
+    let mut runner = nats_runner();
+    let events: Vec<_> = (0..6000).map(|number| (number % 600 / 2, number)).collect();
+    push(&mut runner, &events);
+    let mut got: HashMap<u64, Vec<u64>> = HashMap::new();
+    let mut most = 0;
+    loop {
+        let taken = batches(&mut runner, 0);
+        if taken.is_empty() {
+            break;
+        }
+        for (id, numbers) in taken {
+            most = most.max(numbers.len());
+            numbers.iter().for_each(|n| got.entry(n % 600 / 2).or_default().push(*n));
+            runner.handle_outcome(0, id, stored());
+        }
+    }
+    assert_eq!(most, 512, "the bound of a batch");
+    assert_eq!(got.values().map(Vec::len).sum::<usize>(), 6000, "each event once");
+    assert!(got.values().all(|numbers| numbers.is_sorted()), "in order per client");
 }
