@@ -29,6 +29,7 @@
 //! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard. The sum for `{s, f}`: of other nodes in `mesh::publish`, of all in `shard::backend::pending` |
 //! | Where is a message for users delivered? | `Clients::walk_users` in `shard::client::for_users`, on every shard of the grid; sent to the other nodes by `Mesh::carry_out_for_users` in `mesh::publish` |
 //! | Where does a publish to a channel with history get its position, and its order? | `ChannelHomes::accept` in `shard::homes`; routed by `shard::publishing` |
+//! | Which node numbers the messages of a channel in a grid, and who has copies? | `GridChannels` in `channel::grid` |
 //! | Where is it decided who joins a channel and leaves it? | `HomePresence` in `channel::presence`, told by the shards' `LocalPresence`; `shard::client::presence` tells devices and topics |
 //! | Where does a device get what it has missed? | `shard::client::recovery`, from `Histories::recover` in `channel::histories` |
 //! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |

@@ -9,7 +9,7 @@ use super::ChannelPolicy;
 use super::history::{ChannelHistory, KeptMessage};
 use crate::address::NodeId;
 use crate::address::placement::{hash, mix};
-use crate::message::{Ballot, Reign};
+use crate::message::{Ballot, HistoryPart, Reign};
 use crate::protocol::frame::Frame;
 use crate::protocol::position::{Epoch, Position, Serial};
 use crate::slot_map::{SlotKey, SlotMap};
@@ -58,6 +58,8 @@ pub struct Histories {
     // Where the next sweep begins, and when it is due.
     sweep_from: u32,
     sweep_ms: u64,
+    // Whether channels without messages are remembered for their numbers.
+    keeps_empty: bool,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,87 @@ impl Histories {
             dropped: 0,
             sweep_from: 0,
             sweep_ms: 0,
+            keeps_empty: false,
         }
+    }
+
+    /// Creates the histories of a node in a grid. Nodes agree on the reigns and the numbers of a channel, so an unknown
+    /// history stays so until it is told what to hold.
+    pub fn in_grid(own: NodeId, epoch: Epoch, bytes_max: usize) -> Self {
+        Self { keeps_empty: true, ..Self::new(own, epoch, bytes_max) }
+    }
+
+    /// The history of a channel, if any is held.
+    pub fn of(&self, channel: &str) -> Option<&ChannelHistory> {
+        let home = self.channels.get(*self.by_name.get(channel)?)?;
+        home.history.reign().map(|_| &home.history)
+    }
+
+    /// Begins a reign over a channel with its next message, or with the first message of an unknown history.
+    pub fn begin(&mut self, channel: &Arc<str>, policy: &ChannelPolicy, reign: Reign, now_ms: u64) {
+        let key = self.open_unknown(channel, policy, now_ms);
+        self.change(key, now_ms, |history| history.begin(reign));
+    }
+
+    /// Appends a message to a known history. Returns its number.
+    pub fn push(
+        &mut self,
+        channel: &Arc<str>,
+        policy: &ChannelPolicy,
+        message: KeptMessage,
+        now_ms: u64,
+    ) -> Serial {
+        let key = self.open_unknown(channel, policy, now_ms);
+        let serial = self.change(key, now_ms, |history| history.push(message));
+        self.order.push_back((key, serial));
+        self.make_room();
+        serial
+    }
+
+    /// Takes a part of the history of another node. Returns false, and forgets the channel, if the part does not follow
+    /// what is held.
+    pub fn adopt(
+        &mut self,
+        channel: &Arc<str>,
+        policy: &ChannelPolicy,
+        part: HistoryPart,
+        now_ms: u64,
+    ) -> bool {
+        if part.replaces {
+            self.clear(channel);
+        }
+        let key = self.open_unknown(channel, policy, now_ms);
+        let (first, count) = (part.first, part.messages.len() as u64);
+        if !self.change(key, now_ms, |history| history.adopt(part, now_ms)) {
+            self.clear(channel);
+            return false;
+        }
+        self.order.extend((first.0..first.0 + count).map(|serial| (key, Serial(serial))));
+        self.make_room();
+        true
+    }
+
+    /// Takes back the messages of a channel behind one. They were not delivered.
+    pub fn truncate(&mut self, channel: &Arc<str>, last: Serial, now_ms: u64) {
+        let Some(&key) = self.by_name.get(channel) else { return };
+        self.change(key, now_ms, |history| history.truncate(last));
+        // The numbers are given again. With another key, the entries of the old messages are not taken for the new ones.
+        let Some(home) = self.channels.remove(key) else { return };
+        let kept = home.history.first().0..=home.history.last().0;
+        let key = self.channels.insert(home);
+        self.by_name.insert(channel.clone(), key);
+        self.order.extend(kept.map(|serial| (key, Serial(serial))));
+        self.drop_stale_entries();
+    }
+
+    /// Forgets a channel with all its messages.
+    pub fn clear(&mut self, channel: &str) {
+        let Some(key) = self.by_name.remove(channel) else { return };
+        let Some(home) = self.channels.remove(key) else { return };
+        self.bytes -= home.fixed_bytes() + home.history.bytes();
+        self.messages -= home.history.len();
+        self.empty -= usize::from(home.history.is_empty());
+        self.drop_stale_entries();
     }
 
     /// The number of channels that are remembered.
@@ -226,8 +308,8 @@ impl Histories {
         assert!(self.order.len() <= 2 * self.messages + STALE_ENTRIES_MAX + 1, "stale entries");
     }
 
-    /// Returns the channel, which begins now if it is not known.
-    fn open(&mut self, channel: &Arc<str>, policy: &ChannelPolicy, now_ms: u64) -> SlotKey {
+    /// Returns the channel. If it is not known, its history is unknown.
+    fn open_unknown(&mut self, channel: &Arc<str>, policy: &ChannelPolicy, now_ms: u64) -> SlotKey {
         let policy =
             ChannelPolicy { bytes: policy.bytes.min(self.bytes_max / CHANNEL_PART), ..*policy };
         if let Some(&key) = self.by_name.get(channel) {
@@ -235,15 +317,24 @@ impl Histories {
             (home.used_ms, home.policy) = (now_ms, policy);
             return key;
         }
-        let mut history = ChannelHistory::default();
-        let ballot = Ballot { round: 0, node: self.own };
-        let epoch = self.epoch_of(channel);
-        history.begin(Reign { epoch, ballot, first: self.floor.next() });
+        let history = ChannelHistory::default();
         let home = HomeChannel { name: channel.clone(), policy, history, used_ms: now_ms };
         self.bytes += home.fixed_bytes();
         self.empty += 1;
         let key = self.channels.insert(home);
         self.by_name.insert(channel.clone(), key);
+        key
+    }
+
+    /// Returns the channel, which begins now if it is not known.
+    fn open(&mut self, channel: &Arc<str>, policy: &ChannelPolicy, now_ms: u64) -> SlotKey {
+        let key = self.open_unknown(channel, policy, now_ms);
+        let home = self.channels.get_mut(key).expect("it was opened");
+        if home.history.reign().is_none() {
+            let ballot = Ballot { round: 0, node: self.own };
+            let epoch = Epoch(self.epoch.0 ^ mix(hash(channel.as_bytes())));
+            home.history.begin(Reign { epoch, ballot, first: self.floor.next() });
+        }
         key
     }
 
@@ -293,7 +384,9 @@ impl Histories {
             self.messages -= 1;
             if home.history.is_empty() {
                 self.empty += 1;
-                self.forget(key);
+                if !self.keeps_empty {
+                    self.forget(key);
+                }
             }
             return true;
         }

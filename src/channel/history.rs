@@ -3,12 +3,9 @@
 use std::collections::VecDeque;
 
 use super::ChannelPolicy;
-use crate::message::{HistoryMessage, HistoryPart, Reign};
+use crate::message::{HistoryMessage, HistoryPart, REIGNS_MAX, Reign};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::protocol::position::{Position, Serial};
-
-/// The most reigns that a history remembers. A position in an older one is unknown.
-const REIGNS_MAX: usize = 16;
 
 /// The bytes of messages in one part of a history. The last message may exceed them.
 pub const PART_BYTES: usize = 64 * 1024;
@@ -72,6 +69,16 @@ impl ChannelHistory {
     /// The latest reign; `None` if the history is unknown.
     pub fn reign(&self) -> Option<Reign> {
         self.reigns.back().copied()
+    }
+
+    /// The reigns, oldest first. Without any the history is unknown.
+    pub fn reigns(&self) -> impl Iterator<Item = Reign> {
+        self.reigns.iter().copied()
+    }
+
+    /// The place behind the last message; `None` if the history is unknown.
+    pub fn place(&self) -> Option<Position> {
+        self.position(self.last)
     }
 
     /// The number of the last message.

@@ -83,6 +83,31 @@ impl UsedKeys {
         }
     }
 
+    /// Remembers the key of a publish that another home has delivered, at most so long ago. Whom it has reached is not
+    /// known. A key that is known already stays as it is. Returns false if there is no room.
+    pub fn restore(&mut self, channel: &str, key: &str, position: Position, now_ms: u64) -> bool {
+        let name = name_of(channel, key);
+        if self.keys.contains_key(&*name) {
+            return true;
+        }
+        if self.keys.len() >= KEYS_MAX {
+            return false;
+        }
+        let (name, tally): (Arc<str>, _) = (name.into(), Tally::default());
+        self.keys.insert(name.clone(), UsedKey::Delivered { position: Some(position), tally });
+        // Kept in the order of the times: a key may live longer, not shorter.
+        self.order.push_back((now_ms, name));
+        true
+    }
+
+    /// Forgets the key of a publish that was not delivered.
+    pub fn release(&mut self, channel: &str, key: &str) {
+        let name = name_of(channel, key);
+        if self.keys.remove(&*name).is_some() {
+            self.order.retain(|(_, used)| **used != *name);
+        }
+    }
+
     /// Forgets the keys that were used more than five minutes ago.
     pub fn expire(&mut self, now_ms: u64) {
         while let Some((used_ms, _)) = self.order.front()

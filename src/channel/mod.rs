@@ -5,6 +5,7 @@
 //! channel, over the whole grid.
 //! `docs/internals/history.md` describes the design.
 
+pub mod grid;
 pub mod histories;
 pub mod history;
 pub mod keys;

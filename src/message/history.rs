@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{ConnectionKey, Publish};
-use crate::address::NodeId;
-use crate::protocol::api::Tally;
+use super::{ConnectionKey, Publish, Ticket};
+use crate::address::{ClientId, NodeId};
+use crate::protocol::api::{Fault, Tally};
 use crate::protocol::frame::Frame;
 use crate::protocol::position::{Epoch, Position, Serial};
 
@@ -108,4 +108,140 @@ pub struct HistoryPart {
     pub messages: Vec<HistoryMessage>,
     /// Whether no part follows.
     pub is_last: bool,
+}
+
+/// A claim to be the home of a channel, as every other reachable node hears of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The claim.
+    pub ballot: Ballot,
+    /// The nodes that will hold the history too: fewer than [`COPIES_MAX`].
+    pub holders: Vec<NodeId>,
+}
+
+/// The most nodes that hold the history of a channel.
+pub const COPIES_MAX: usize = 8;
+
+/// The most reigns that a history remembers. A position in an older one is unknown.
+pub const REIGNS_MAX: usize = 16;
+
+/// What a node knows and holds of a channel, in answer to a claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// The greatest claim that the node had promised to respect before.
+    pub promised: Option<Claim>,
+    /// The claim whose home has completed the node's copy of the history. `None`: the node has no copy.
+    pub accepted: Option<Claim>,
+    /// Whether the copy certainly has all messages that were delivered under that claim and later ones, as far as the node
+    /// can tell by itself.
+    pub is_whole: bool,
+    /// The reigns of the copy, oldest first: at most [`REIGNS_MAX`].
+    pub reigns: Vec<Reign>,
+    /// The number of the last message of the copy.
+    pub last: Serial,
+}
+
+/// A message between two nodes about a channel with history: between the shards that are responsible for the channel there.
+#[derive(Clone, Debug)]
+pub enum ChannelMessage {
+    /// The sender claims to be the home. Answered with [`Self::Promise`] or [`Self::Outvoted`].
+    Claim(Claim),
+    /// The sender respects no smaller claim than this one any more.
+    Promise(Ballot, Box<Holding>),
+    /// The sender has promised to respect a claim that is greater than that of the receiver: this one.
+    Outvoted(Ballot),
+    /// The claimant asks for what follows a position in the history, or for all of it. Answered with
+    /// [`Self::Fetched`].
+    Fetch(Ballot, Option<Position>),
+    /// Part of the history, for the claimant.
+    Fetched(Ballot, Box<HistoryPart>),
+    /// Part of the history, for a holder. The last part is answered with [`Self::Confirm`].
+    Install(Ballot, Box<HistoryPart>),
+    /// The next message of the history, for a holder. Answered with [`Self::Confirm`].
+    Append(Ballot, Box<AppendedMessage>),
+    /// The sender holds all messages up to this one.
+    Confirm(Ballot, Serial),
+    /// The home has all holders that it needs: the receiver forgets its copy.
+    Forget(Ballot),
+    /// The sender wants to reach the home. Answered with [`Self::Attached`] or [`Self::NotHome`].
+    Attach {
+        /// Comes back with the answer.
+        attachment: Attachment,
+        /// Whether subscribers of the sender's node get the messages.
+        follows: bool,
+        /// The place up to which they got them.
+        position: Option<Position>,
+    },
+    /// The home answers [`Self::Attach`].
+    Attached {
+        /// The number of the question.
+        attachment: Attachment,
+        /// The claim of the home.
+        ballot: Ballot,
+        /// The place behind the last delivered message. Later messages follow.
+        position: Position,
+        /// The messages between the place that was given and this one. `None`: no place was given, or some messages may
+        /// be missing, or they are too large together.
+        missed: Option<Vec<(Position, Frame)>>,
+    },
+    /// The receiver of [`Self::Attach`] is not the home, and will not be.
+    NotHome(Attachment),
+    /// A message for the home. Answered with [`Self::Placed`] or [`Self::NotTaken`].
+    Publish(Ballot, Ticket, Box<HomePublish>),
+    /// The home has not taken a message, since it has made another claim or is home no longer.
+    NotTaken(Ticket),
+    /// The outcome of a publish: its place in the history, and whom it has reached.
+    Placed(Ticket, Result<(Position, Tally), Fault>),
+    /// The next message for the subscribers of a node. Answered with [`Self::Delivered`].
+    Deliver(Ballot, Box<DeliveredMessage>),
+    /// The subscribers of the sender's node that a message has reached.
+    Delivered(Ticket, Tally),
+    /// Asks the home what was published since a position. Answered with [`Self::Recovered`] or [`Self::NotTaken`].
+    Recover {
+        /// The claim of the home.
+        ballot: Ballot,
+        /// The ticket of the answer.
+        ticket: Ticket,
+        /// The place.
+        since: Option<Position>,
+        /// The most bytes of the frames in the answer.
+        bytes_max: u64,
+    },
+    /// Answers [`Self::Recover`]. Messages that the home sends later come after these.
+    Recovered {
+        /// The ticket of the question.
+        ticket: Ticket,
+        /// The place behind the last delivered message.
+        position: Position,
+        /// The messages behind the place that was given. `None`: some may be missing, or they are too large together.
+        missed: Option<Vec<(Position, Frame)>>,
+    },
+}
+
+/// The number of an [`ChannelMessage::Attach`] of one node and channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attachment(pub u64);
+
+/// A message that the home of a channel has appended to the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppendedMessage {
+    /// The reign of the home.
+    pub reign: Reign,
+    /// The number of the message.
+    pub serial: Serial,
+    /// The message.
+    pub message: HistoryMessage,
+}
+
+/// A message on its way from the home of a channel to the subscribers of a node.
+#[derive(Clone, Debug)]
+pub struct DeliveredMessage {
+    /// The ticket of the answer.
+    pub ticket: Ticket,
+    /// The place behind the message.
+    pub position: Position,
+    /// The encoded message.
+    pub frame: Frame,
+    /// The clients that do not get the message.
+    pub excluded: Option<Arc<Vec<ClientId>>>,
 }
