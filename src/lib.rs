@@ -232,7 +232,8 @@
 //!
 //! [`mesh::Mesh`] is a value like a shard. `mesh::quic` drives it on a thread of its own. On the
 //! bus the thread has a mailbox of its own, like each shard. The thread keeps one QUIC connection
-//! to each other node, with a stream per sender. `mesh::identity` decides which nodes belong to the
+//! to each other node, with a stream per sender. With `mesh.threads`, other threads carry these connections
+//! (`mesh::quic::carriers`): they encrypt, decrypt and send. `mesh::identity` decides which nodes belong to the
 //! grid. See [`mesh`] for its files.
 //!
 //! # The thread of the bridge

@@ -278,6 +278,17 @@ pub struct MeshReport {
     pub expected: u64,
     /// Peers that were refused, or refused this node.
     pub refused: Refused,
+    /// The threads of the mesh: the mesh's own, and those beside it that carry links.
+    pub threads: Vec<MeshThreadReport>,
+}
+
+/// The figures of a thread of the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeshThreadReport {
+    /// The links that the thread carries, including handshakes in progress.
+    pub links: u64,
+    /// CPU time of the thread, in microseconds.
+    pub cpu_us: u64,
 }
 
 /// How often a peer was refused, or refused this node, by reason.

@@ -33,6 +33,10 @@ section! {
         /// The number of nodes, this one included, that must have been seen before `/readyz` answers 200.
         expect: usize = whole_of(" of nodes", 1..=1024), value(1), restart;
 
+        /// Threads that carry the links to other nodes. With 1 the mesh's own thread does. With more, so many
+        /// others share the links, and the mesh's own is left with what goes over them.
+        threads: usize = whole_of(" of threads", 1..=64), value(1), restart;
+
         /// The secret of the grid, the same on all nodes. Generate one with `openssl rand -hex 32`.
         key: Option<GridKey> = KEY, none(
             "none; then `[mesh.tls]` is required", "\"change-me: openssl rand -hex 32\""
@@ -57,6 +61,8 @@ pub struct MeshConfig {
     pub seeds: Vec<String>,
     /// The number of nodes that must have been seen before this one is ready.
     pub expect: usize,
+    /// Threads that carry links; 1: the mesh's own.
+    pub threads: usize,
     /// How nodes authenticate each other.
     pub trust: Trust,
 }
@@ -94,7 +100,8 @@ impl MeshConfig {
         if !section.is_written() {
             return Ok(None);
         }
-        let MeshKeys { bind, advertise, seeds, expect, key, tls } = MeshKeys::read_keys(&section)?;
+        let MeshKeys { bind, advertise, seeds, expect, threads, key, tls } =
+            MeshKeys::read_keys(&section)?;
         let trust = match (key, tls) {
             (Some(key), None) => Trust::Key(key),
             (None, Some(files)) => Trust::Files(files),
@@ -114,7 +121,7 @@ impl MeshConfig {
             let reason = "missing; with a mesh each node has an id of its own, 0 to 1023";
             return Err(node.fault(&["id"], reason));
         }
-        Ok(Some(Self { bind, advertise, seeds, expect, trust }))
+        Ok(Some(Self { bind, advertise, seeds, expect, threads, trust }))
     }
 }
 

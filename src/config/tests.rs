@@ -213,7 +213,7 @@ fn every_key_is_read() {
     let mesh = config.mesh.as_ref().expect("it is written");
     assert_eq!((mesh.bind, mesh.advertise), (bind("10.0.0.5:7002"), bind("192.0.2.5:6788")));
     assert_eq!(mesh.seeds, ["10.0.0.6:6788", "node-3.example.org:6788", "[fd00::7]:6788"]);
-    assert_eq!(mesh.expect, 3);
+    assert_eq!((mesh.expect, mesh.threads), (3, 2));
     let Trust::Key(key) = &mesh.trust else { panic!("it is a key: {mesh:?}") };
     assert_eq!(key.secret(), "correct-horse-battery");
     let queue =
@@ -379,6 +379,7 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "mesh.advertise",
             "mesh.seeds",
             "mesh.expect",
+            "mesh.threads",
             "mesh.key",
             "mesh.tls.cert",
             "mesh.tls.key",

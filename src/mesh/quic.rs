@@ -1,8 +1,10 @@
 //! The transport and the thread of the mesh: QUIC by quinn, on tokio, which no other module names.
 //!
 //! One task of the thread holds the mesh and its end of the bus, as a driver holds a shard: messages of
-//! shards and events of links → [`Mesh`] → messages for shards and effects on links.
+//! shards and events of links → [`Mesh`] → messages for shards and effects on links. The links themselves run on
+//! the same thread, or on several others (`mesh.threads`).
 
+mod carriers;
 mod lanes;
 mod reasons;
 mod reports;
@@ -27,6 +29,7 @@ use tokio::time::{Instant, Sleep};
 use super::identity::NodeIdentity;
 use super::link::{LinkEffect, LinkEvent};
 use super::{Mesh, MeshSettings, SHUTS_DOWN, ShardMessage};
+use crate::message::FromMesh;
 use crate::runtime::{AwakeClock, MeshPort};
 use transport::Transport;
 
@@ -96,13 +99,15 @@ pub struct RunningMesh {
 }
 
 /// Starts the thread of the mesh, for the shards at the other ends of `port`. If the mesh fails later,
-/// `failures` is called with the reason, and the node has to end.
+/// `failures` is called with the reason, and the node has to end. With 1 of `threads` the thread carries the links,
+/// too; with more, so many others carry them.
 ///
 /// # Errors
 /// The socket or the identity is unusable, or no thread can be started.
 pub fn start(
     socket: MeshSocket,
     identity: NodeIdentity,
+    threads: usize,
     settings: MeshSettings,
     port: MeshPort,
     failures: impl Fn(String) + Send + 'static,
@@ -118,7 +123,7 @@ pub fn start(
             Ok(runtime) => runtime,
             Err(error) => return drop(started.send(Err(error))),
         };
-        let turns = Turns::new(&runtime, socket, &identity, settings, port);
+        let turns = Turns::new(&runtime, socket, &identity, threads, settings, port);
         let turns = match turns {
             Ok(turns) => turns,
             Err(error) => return drop(started.send(Err(error))),
@@ -183,14 +188,17 @@ impl Turns {
         runtime: &Runtime,
         socket: MeshSocket,
         identity: &NodeIdentity,
+        threads: usize,
         settings: MeshSettings,
         port: MeshPort,
     ) -> io::Result<Self> {
         let _inside = runtime.enter();
         let start = Instant::now();
+        let transport =
+            Transport::new(socket.socket, identity, threads).map_err(io::Error::other)?;
         Ok(Self {
             mesh: Mesh::new(settings, 0),
-            transport: Transport::new(socket.socket, identity).map_err(io::Error::other)?,
+            transport,
             mail: readable(port.wake_fd().try_clone_to_owned()?)?,
             port,
             start,
@@ -299,7 +307,10 @@ impl Turns {
         }
         let Self { mesh, port, transport, .. } = self;
         mesh.handle_turn(now_ms);
-        while let Some(ShardMessage { to, message }) = mesh.poll_message() {
+        while let Some(ShardMessage { to, mut message }) = mesh.poll_message() {
+            if let FromMesh::Report(_, report) = &mut message {
+                report.threads = transport.report();
+            }
             port.post(to, message);
         }
         self.is_stuck = port.flush();
@@ -329,7 +340,7 @@ impl Turns {
 mod tests {
     use super::*;
     use crate::address::{Incarnation, NodeId};
-    use crate::message::{FromMesh, FromShard, InterestChange, Ticket, ToMesh, ToShard};
+    use crate::message::{FromShard, InterestChange, Ticket, ToMesh, ToShard};
     use crate::runtime::{Port, bus, unix_ms};
 
     const LOOPBACK: &str = "127.0.0.1:0";
@@ -360,7 +371,7 @@ mod tests {
             random_seed: 1,
         };
         let identity = NodeIdentity::from_key("0123456789abcdef").unwrap();
-        let running = start(socket, identity, settings, port, |why| panic!("{why}")).unwrap();
+        let running = start(socket, identity, 1, settings, port, |why| panic!("{why}")).unwrap();
         (running, shard)
     }
 

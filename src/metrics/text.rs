@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::{
     BOUNDS_US, CallSourceReport, CertificateExpiry, Counters, Durations, GroupReport, MeshReport,
-    NodeReport, ProcessReport, ProcessUsage, Report, SinkReport, TopicReport,
+    MeshThreadReport, NodeReport, ProcessReport, ProcessUsage, Report, SinkReport, TopicReport,
 };
 
 /// The content type of the text that [`render`] returns.
@@ -358,8 +358,30 @@ impl Collector for MeshReport {
         let help = "Peers that were refused, or refused this node";
         encode(&mut encoder, ("mesh_refused", help, MetricType::Counter), refused)?;
         let nodes = self.nodes.iter().map(|node| (Some(("node", node.node.to_string())), node));
-        encode_table(&mut encoder, &NODE_METRICS, nodes)
+        encode_table(&mut encoder, &NODE_METRICS, nodes)?;
+        encode_threads(&mut encoder, &self.threads)
     }
+}
+
+fn encode_threads(
+    encoder: &mut DescriptorEncoder<'_>,
+    threads: &[MeshThreadReport],
+) -> fmt::Result {
+    let threads = threads.iter().enumerate();
+    let threads = threads.map(|(number, thread)| (("thread", number.to_string()), thread));
+    let links = threads.clone().map(|(label, thread)| (Some(label), thread.links));
+    let help = "Links that the thread carries, including handshakes in progress";
+    encode(encoder, ("mesh_thread_links", help, MetricType::Gauge), links)?;
+    let (help, unit) = ("CPU time of the thread", Unit::Seconds);
+    let kind = MetricType::Counter;
+    let mut cpu = encoder.encode_descriptor("mesh_thread_cpu", help, Some(&unit), kind)?;
+    for (label, thread) in threads {
+        let seconds = thread.cpu_us as f64 / 1e6;
+        let labels = [label];
+        let mut sample = cpu.encode_family(&labels)?;
+        sample.encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -437,6 +459,10 @@ mod tests {
             uncounted: 0,
             expected: 3,
             refused: Refused { key: 4, version: 0, id: 1 },
+            threads: vec![
+                MeshThreadReport::default(),
+                MeshThreadReport { links: 5, cpu_us: 1_250_000 },
+            ],
         };
         let text = render(reports, Some(mesh));
         for line in [
@@ -481,6 +507,9 @@ mod tests {
             "gridcast_mesh_refused_total{reason=\"key\"} 4",
             "gridcast_mesh_refused_total{reason=\"version\"} 0",
             "gridcast_mesh_refused_total{reason=\"id\"} 1",
+            "gridcast_mesh_thread_links{thread=\"0\"} 0",
+            "gridcast_mesh_thread_links{thread=\"1\"} 5",
+            "gridcast_mesh_thread_cpu_seconds_total{thread=\"1\"} 1.25",
             "gridcast_disk_sync_seconds_bucket{le=\"0.0001\"} 0",
             "gridcast_disk_sync_seconds_bucket{le=\"0.0003\"} 1",
             "gridcast_disk_sync_seconds_sum 0.00025",

@@ -17,6 +17,7 @@ pub(super) struct MeshStart {
     identity: NodeIdentity,
     advertise: SocketAddr,
     seeds: Vec<String>,
+    threads: usize,
 }
 
 impl MeshStart {
@@ -32,7 +33,8 @@ impl MeshStart {
             return Err(NodeError(format!("mesh.advertise: {why}")));
         }
         let identity = identity(&config.trust)?;
-        Ok(Self { socket, identity, advertise, seeds: config.seeds.clone() })
+        let (seeds, threads) = (config.seeds.clone(), config.threads);
+        Ok(Self { socket, identity, advertise, seeds, threads })
     }
 
     /// Starts the thread of the mesh.
@@ -55,7 +57,7 @@ impl MeshStart {
             channel_key: self.identity.channel_key(),
             random_seed: u64::from_ne_bytes(random()?),
         };
-        quic::start(self.socket, self.identity, settings, port, failures)
+        quic::start(self.socket, self.identity, self.threads, settings, port, failures)
             .map_err(|error| NodeError(format!("mesh: {error}")))
     }
 }

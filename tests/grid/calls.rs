@@ -214,8 +214,33 @@ fn a_client_that_subscribes_as_it_connects_gets_what_is_published_from_then_on()
 
 #[test]
 fn pipelined_publishes_arrive_whole_and_in_order_on_each_node() {
+    publish_in_a_pipeline(&Grid::new(3));
+}
+
+#[test]
+fn links_that_are_spread_over_threads_carry_all_in_order_and_come_back() {
+    let mut grid = Grid::with(3, "threads = 2\n");
+    publish_in_a_pipeline(&grid);
+    for node in &grid.nodes {
+        let metrics = node.get("/metrics").body;
+        let carried = |line: &str| line.starts_with("gridcast_mesh_thread_links{");
+        let carried: Vec<&str> = metrics.lines().filter(|line| carried(line)).collect();
+        let expected = [(0, 0), (1, 1), (2, 1)];
+        let expected = expected.map(|(thread, links)| {
+            format!("gridcast_mesh_thread_links{{thread=\"{thread}\"}} {links}")
+        });
+        assert_eq!(carried, expected);
+    }
+    // The links of a node that was killed are replaced.
+    grid.nodes[2].kill();
+    grid.restart(2);
+    grid.wait_until_whole();
+    publish_in_a_pipeline(&grid);
+}
+
+/// Publishes without waiting for answers, to a client of each node.
+fn publish_in_a_pipeline(grid: &Grid) {
     const MESSAGES: usize = 5000;
-    let grid = Grid::new(3);
     let mut clients: Vec<Socket> =
         grid.nodes.iter().map(|node| node.device("/plain?channels=news")).collect();
     let mut backend = grid.nodes[0].backend();

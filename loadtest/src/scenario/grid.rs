@@ -29,8 +29,8 @@ pub enum Kind {
     Send,
 }
 
-/// A back end at the first node reaches clients of that node, and then the same number of clients of the other
-/// nodes, at a constant rate, whether or not earlier messages have arrived.
+/// A back end at the first node reaches clients of that node, then the same number of clients of the other
+/// nodes, and then as many of each node, at a constant rate, whether or not earlier messages have arrived.
 #[derive(Args, Clone)]
 pub struct Grid {
     /// Ways to address clients, each against a fresh grid [default: all]
@@ -39,7 +39,7 @@ pub struct Grid {
     /// Nodes, all started here, each with one shard
     #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(2..=16))]
     pub nodes: u32,
-    /// Clients of the first node, and of all other nodes together, spread evenly
+    /// Clients of the first node, then of all other nodes together, spread evenly, and then of each node
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
     /// Length of a message in bytes
@@ -91,10 +91,12 @@ impl Grid {
         let meeting = until(deadline, wait_for_all(nodes)).await?;
         meeting.context("the nodes did not find each other in time")?;
         let (first, others) = nodes.split_first().context("a grid has nodes")?;
-        let within = self.leg(nodes, &[*first], "within", deadline).await?;
-        let across = self.leg(nodes, others, "across", deadline).await?;
+        let within = self.leg(nodes, &[*first], self.clients, "within", deadline).await?;
+        let of_each = self.clients.div_ceil(others.len() as u32);
+        let across = self.leg(nodes, others, of_each, "across", deadline).await?;
+        let everywhere = self.leg(nodes, nodes, self.clients, "everywhere", deadline).await?;
         let [near, far] = [&within, &across].map(|leg| leg.arrivals.latencies.percentiles_us());
-        let damage = [within.damage, across.damage].into_iter().sum();
+        let damage = [within.damage, across.damage, everywhere.damage].into_iter().sum();
         let cpu = |leg: &Delivered, node: usize| {
             leg.cost.server_cpu[node].as_secs_f64() * 1e6 / leg.arrivals.latencies.count() as f64
         };
@@ -104,6 +106,11 @@ impl Grid {
             .with_figure("added across, p50 µs", far.p50 - near.p50)
             .with_figure("added across, p99 µs", far.p99 - near.p99)
             .with_figure("within the node, CPU µs/delivery of node 1", cpu(&within, 0));
+        let of_all = |leg: &Delivered| (0..nodes.len()).map(|node| cpu(leg, node)).sum::<f64>();
+        let ratio = of_all(&everywhere) / of_all(&within);
+        run = run
+            .with_figure("of all nodes, CPU µs/delivery", of_all(&everywhere))
+            .with_figure("of all nodes, CPU of a delivery by that within the node", ratio);
         for node in 0..nodes.len() {
             let name = format!("across, CPU µs/delivery of node {}", node + 1);
             run = run.with_figure(name, cpu(&across, node));
@@ -111,17 +118,17 @@ impl Grid {
         Ok(run)
     }
 
-    /// Sends messages from the first of `nodes` to clients of `to`.
+    /// Sends messages from the first of `nodes` to so many clients of each of `to`.
     async fn leg(
         &self,
         nodes: &[Target],
         to: &[Target],
+        count: u32,
         channel: &str,
         deadline: Instant,
     ) -> Result<Delivered> {
         let (mut clients, mut ids) = (Vec::new(), Vec::new());
         for node in to {
-            let count = self.clients.div_ceil(to.len() as u32);
             let opened = node.connect_many(Some(channel), count).await?;
             for (client, id) in learn_ids(*node, opened).await? {
                 clients.push(client);

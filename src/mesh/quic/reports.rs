@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use quinn::Connection;
 use tokio::sync::mpsc;
 
+use super::carriers::Berth;
 use crate::mesh::link::{LinkEvent, LinkId};
 
 /// Reports on control lanes, datagrams and links that wait for the mesh. Beyond it the tasks of links wait.
@@ -21,9 +22,14 @@ pub(super) enum TaskReport {
     /// The addresses of a target were looked up.
     Resolved(String, Result<Vec<SocketAddr>, String>),
     /// A dial of an address of a target has ended.
-    Dialled { target: String, address: SocketAddr, connection: Result<Connection, String> },
+    Dialled {
+        target: String,
+        address: SocketAddr,
+        berth: Berth,
+        connection: Result<Connection, String>,
+    },
     /// A handshake that a peer began has ended.
-    Answered(SocketAddr, Result<Connection, String>),
+    Answered { remote: SocketAddr, berth: Berth, connection: Result<Connection, String> },
     /// A connection is lost, and why.
     Ended(LinkId, String),
 }

@@ -1,6 +1,7 @@
 //! The QUIC connections of a node: dials, answers handshakes, and carries out the effects of the mesh.
 //!
-//! Each lane, link and handshake has a task, which reports to [`Transport`] through two channels.
+//! Each lane, link and handshake has a task, which reports to [`Transport`] through two channels. All tasks of a
+//! link run on the thread that carries it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,12 +21,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::carriers::{Berth, Carriers};
 use super::lanes::{Writer, listen, unwound};
 use super::reports::{Reporter, Reports, TaskReport, channel};
 use super::{SILENCE_MAX_MS, reasons};
 use crate::mesh::identity::{self, NodeIdentity};
 use crate::mesh::link::{LANES, Lane, LinkEffect, LinkEvent, LinkId, PeerRefusal};
 use crate::mesh::session::IN_FLIGHT_BYTES;
+use crate::metrics::MeshThreadReport;
 
 /// Links, including handshakes, at a time: a grid has at most 1,024 nodes, and two may dial each other. If
 /// there are so many, handshakes of peers are refused and dials fail. The mesh repeats its dials.
@@ -81,6 +84,7 @@ const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
 /// All connections of a node, established and in progress.
 pub(super) struct Transport {
     endpoint: Endpoint,
+    carriers: Carriers,
     links: HashMap<LinkId, OpenLink>,
     // Links opened so far.
     opened: u64,
@@ -90,6 +94,7 @@ pub(super) struct Transport {
     dialling: HashSet<SocketAddr>,
     // Handshakes in progress that peers began.
     answering: usize,
+    // Tasks on all threads.
     tasks: JoinSet<()>,
     reporter: Reporter,
     reports: Reports,
@@ -99,17 +104,22 @@ pub(super) struct Transport {
 
 struct OpenLink {
     connection: Connection,
+    berth: Berth,
     writers: HashMap<Lane, Writer>,
     // Why the mesh closes the link, once it does.
     closing: Option<String>,
 }
 
 impl Transport {
-    /// Listens on a socket. To be called on tokio's thread.
+    /// Listens on a socket, with so many threads that carry links. To be called on tokio's thread.
     ///
     /// # Errors
-    /// The identity or the socket is unusable.
-    pub(super) fn new(socket: Socket, identity: &NodeIdentity) -> Result<Self, String> {
+    /// The identity or the socket is unusable, or a thread cannot be started.
+    pub(super) fn new(
+        socket: Socket,
+        identity: &NodeIdentity,
+        threads: usize,
+    ) -> Result<Self, String> {
         let (server, client) = configs(identity)?;
         let runtime = Arc::new(TokioRuntime);
         let config = EndpointConfig::default();
@@ -119,6 +129,7 @@ impl Transport {
         let (reporter, reports) = channel();
         Ok(Self {
             endpoint,
+            carriers: Carriers::new(threads).map_err(|error| error.to_string())?,
             links: HashMap::new(),
             opened: 0,
             resolving: HashSet::new(),
@@ -182,6 +193,11 @@ impl Transport {
         }
     }
 
+    /// What the threads of the mesh have used and carry.
+    pub(super) fn report(&self) -> Vec<MeshThreadReport> {
+        self.carriers.report()
+    }
+
     /// Closes all links, after what was sent on their control lanes.
     pub(super) async fn leave(mut self, why: &str) {
         self.endpoint.set_server_config(None);
@@ -208,17 +224,17 @@ impl Transport {
                     Err(why) => Some(LinkEvent::Unreachable(target, why)),
                 }
             }
-            TaskReport::Dialled { target, address, connection } => {
+            TaskReport::Dialled { target, address, berth, connection } => {
                 self.dialling.remove(&address);
                 Some(match connection {
-                    Ok(connection) => self.open(connection, true),
+                    Ok(connection) => self.open(connection, berth, true),
                     Err(why) => LinkEvent::Unreachable(target, format!("{address}: {why}")),
                 })
             }
-            TaskReport::Answered(remote, connection) => {
+            TaskReport::Answered { remote, berth, connection } => {
                 self.answering -= 1;
                 match connection {
-                    Ok(connection) => Some(self.open(connection, false)),
+                    Ok(connection) => Some(self.open(connection, berth, false)),
                     Err(why) => {
                         self.log_refusal(remote, &why);
                         None
@@ -254,12 +270,14 @@ impl Transport {
         }
     }
 
-    fn open(&mut self, connection: Connection, is_dialled: bool) -> LinkEvent {
+    fn open(&mut self, connection: Connection, berth: Berth, is_dialled: bool) -> LinkEvent {
         let link = LinkId(self.opened);
         self.opened += 1;
         let remote = canonical(connection.remote_address());
-        self.tasks.spawn(listen(link, connection.clone(), self.reporter.clone()));
-        self.links.insert(link, OpenLink { connection, writers: HashMap::new(), closing: None });
+        let listening = listen(link, connection.clone(), self.reporter.clone());
+        self.tasks.spawn_on(listening, berth.runtime());
+        let writers = HashMap::new();
+        self.links.insert(link, OpenLink { connection, berth, writers, closing: None });
         LinkEvent::Opened { link, remote, is_dialled }
     }
 
@@ -276,14 +294,20 @@ impl Transport {
             return;
         }
         let remote = canonical(incoming.remote_address());
-        let Ok(connecting) = incoming.accept() else { return };
         self.answering += 1;
         let control = self.reporter.control.clone();
-        self.tasks.spawn(async move {
-            let (connection, refusal) = handshake(connecting).await;
-            let _ = control.send(TaskReport::Answered(remote, connection)).await;
+        let berth = self.carriers.berth();
+        let runtime = berth.runtime().clone();
+        // The connection stays on the thread on which it is accepted.
+        let answering = async move {
+            let (connection, refusal) = match incoming.accept() {
+                Ok(connecting) => handshake(connecting).await,
+                Err(error) => (Err(reasons::why_lost(&error)), reasons::refusal(&error)),
+            };
+            let _ = control.send(TaskReport::Answered { remote, berth, connection }).await;
             report_refusal(&control, refusal).await;
-        });
+        };
+        self.tasks.spawn_on(answering, &runtime);
     }
 
     fn is_full(&self) -> bool {
@@ -325,14 +349,19 @@ impl Transport {
             }
             let (endpoint, control) = (self.endpoint.clone(), self.reporter.control.clone());
             let target = target.clone();
-            self.tasks.spawn(async move {
+            let berth = self.carriers.berth();
+            let runtime = berth.runtime().clone();
+            // The connection stays on the thread on which it is dialled.
+            let dialling = async move {
                 let (connection, refusal) = match endpoint.connect(address, identity::NAME) {
                     Ok(connecting) => handshake(connecting).await,
                     Err(error) => (Err(error.to_string()), None),
                 };
-                let _ = control.send(TaskReport::Dialled { target, address, connection }).await;
+                let report = TaskReport::Dialled { target, address, berth, connection };
+                let _ = control.send(report).await;
                 report_refusal(&control, refusal).await;
-            });
+            };
+            self.tasks.spawn_on(dialling, &runtime);
         }
         None
     }
@@ -340,10 +369,10 @@ impl Transport {
     fn send(&mut self, link: LinkId, lane: Lane, bytes: Bytes) {
         let Self { links, tasks, .. } = self;
         let Some(link) = links.get_mut(&link).filter(|link| link.closing.is_none()) else { return };
-        let connection = &link.connection;
-        let writer = link.writers.entry(lane).or_insert_with(|| {
+        let OpenLink { connection, berth, writers, .. } = link;
+        let writer = writers.entry(lane).or_insert_with(|| {
             let (writer, work) = Writer::new(connection.clone(), lane);
-            tasks.spawn(work);
+            tasks.spawn_on(work, berth.runtime());
             writer
         });
         writer.send(bytes);

@@ -25,9 +25,15 @@ fn runtime() -> Runtime {
 }
 
 fn node(key: &str) -> (Transport, String) {
+    node_with(key, 1)
+}
+
+/// A transport with so many threads that carry links.
+fn node_with(key: &str, threads: usize) -> (Transport, String) {
     let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let target = socket.address.to_string();
-    (Transport::new(socket.socket, &NodeIdentity::from_key(key).unwrap()).unwrap(), target)
+    let identity = NodeIdentity::from_key(key).unwrap();
+    (Transport::new(socket.socket, &identity, threads).unwrap(), target)
 }
 
 /// The next event of each transport.
@@ -101,6 +107,45 @@ fn lanes_and_datagrams_go_both_ways() {
 }
 
 #[test]
+fn links_are_spread_over_threads_and_carry_data_there() {
+    run(async {
+        let ((mut hub, at_hub), mut peers) = (node_with(KEY, 2), Vec::new());
+        let carried = |hub: &Transport| hub.report().iter().map(|it| it.links).collect::<Vec<_>>();
+        // It dials one of them, and is dialled by the other.
+        for hub_dials in [true, false] {
+            let (mut peer, at_peer) = node(KEY);
+            match hub_dials {
+                true => hub.perform(LinkEffect::Dial(at_peer)),
+                false => peer.perform(LinkEffect::Dial(at_hub.clone())),
+            }
+            let (here, there) = both(&mut hub, &mut peer).await;
+            peers.push((peer, opened(here, hub_dials), opened(there, !hub_dials)));
+        }
+        assert_eq!(carried(&hub), [0, 1, 1]);
+        for (peer, here, there) in &mut peers {
+            for lane in [Lane::Control, FIRST] {
+                send(&mut hub, *here, lane, b"hello");
+                let lanes = received(peer, &mut hub, 5).await;
+                assert_eq!(lanes, BTreeMap::from([(lane, b"hello".to_vec())]));
+                send(peer, *there, lane, b"and you");
+                let lanes = received(&mut hub, peer, 7).await;
+                assert_eq!(lanes, BTreeMap::from([(lane, b"and you".to_vec())]));
+            }
+        }
+        hub.perform(LinkEffect::Close(peers[0].1, "enough".into()));
+        let event = hub.next(true).await;
+        assert!(matches!(event, LinkEvent::Closed(link, _) if link == peers[0].1), "{event:?}");
+        assert_eq!(carried(&hub).iter().sum::<u64>(), 1, "a link that is closed is not counted");
+        // The node says goodbye on the thread of the other link.
+        let (peer, _, there) = &mut peers[1];
+        hub.leave("the node shuts down").await;
+        let event = peer.next(true).await;
+        let LinkEvent::Closed(link, why) = event else { panic!("unexpected {event:?}") };
+        assert_eq!((link, &why[..]), (*there, "the peer closed it: the node shuts down"));
+    });
+}
+
+#[test]
 fn a_node_with_another_key_is_refused_with_a_reason() {
     run(async {
         let ((mut a, _), (mut b, target)) = (node(KEY), node("0123456789abcdeg"));
@@ -122,7 +167,7 @@ async fn refusal(transport: &mut Transport) -> String {
         tokio::select! {
             Some(incoming) = transport.endpoint.accept() => transport.answer(incoming),
             Some(report) = transport.reports.control.recv() => match report {
-                TaskReport::Answered(_, Err(why)) => return why,
+                TaskReport::Answered { connection: Err(why), .. } => return why,
                 _ => panic!("the handshake succeeded"),
             },
         }
