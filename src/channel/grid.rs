@@ -40,10 +40,10 @@ use crate::message::{ChannelMessage, HomePublish, PlacedPublish, Ticket};
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::Frame;
 use crate::protocol::position::{Epoch, Position};
-use channel::{Channel, Role, answer_unknown};
+use channel::{GridChannel, Role, answer_unknown};
 use deliveries::Deliveries;
 pub use limits::GridLimits;
-use shared::{Context, Shared, Wakes};
+use shared::{ChannelContext, Shared, Wakes};
 
 /// How long after a gap in which this node did not run the loss of a session means that the others may have gone on
 /// without it, in milliseconds. A session outlives the gap by less.
@@ -64,7 +64,7 @@ const SWEPT_CHANNELS: usize = 4096;
 #[derive(Debug)]
 pub struct GridChannels {
     shared: Shared,
-    channels: HashMap<Arc<str>, Channel>,
+    channels: HashMap<Arc<str>, GridChannel>,
     // Channels whose copies are to be repaired, or whose split is to be found, and those of them that are claimed now.
     to_claim: VecDeque<Arc<str>>,
     claimed: Vec<Arc<str>>,
@@ -82,7 +82,7 @@ pub enum ChannelOutput {
     Send(NodeId, Arc<str>, Box<ChannelMessage>),
     /// Deliver a message to the subscribers of this node. With a receipt, [`GridChannels::handle_delivered`] has to be
     /// called with it.
-    Deliver(Arc<PlacedPublish>, Option<Receipt>),
+    Deliver(Arc<PlacedPublish>, Option<DeliveryReceipt>),
     /// Subscribers of this node have missed messages of the channel: devices have to recover.
     Lapse(Arc<str>),
     /// Answers [`GridChannels::recover`].
@@ -97,7 +97,7 @@ pub enum ChannelOutput {
 
 /// Whom to tell how many subscribers of this node a message has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Receipt {
+pub struct DeliveryReceipt {
     home: NodeId,
     ticket: Ticket,
 }
@@ -242,10 +242,10 @@ impl GridChannels {
         &mut self,
         now_ms: u64,
         name: &Arc<str>,
-        receipt: Receipt,
+        receipt: DeliveryReceipt,
         tally: Tally,
     ) {
-        let Receipt { home, ticket } = receipt;
+        let DeliveryReceipt { home, ticket } = receipt;
         self.with_known(now_ms, name, |_, context| {
             context.send(home, ChannelMessage::Delivered(ticket, tally));
         });
@@ -322,7 +322,7 @@ impl GridChannels {
     /// Does what is due, some at a time.
     pub fn handle_turn(&mut self, now_ms: u64) {
         while let Some(name) = self.shared.wakes.take_due(now_ms) {
-            self.with_known(now_ms, &name, Channel::handle_timeout);
+            self.with_known(now_ms, &name, GridChannel::handle_timeout);
         }
         self.shared.expire_deliveries(now_ms);
         self.continue_claims(now_ms);
@@ -394,12 +394,12 @@ impl GridChannels {
         now_ms: u64,
         name: &Arc<str>,
         policy: &ChannelPolicy,
-        handle: impl FnOnce(&mut Channel, &mut Context<'_>) -> T,
+        handle: impl FnOnce(&mut GridChannel, &mut ChannelContext<'_>) -> T,
     ) -> Result<T, Fault> {
         let has_room = self.has_room();
         let channel = match self.channels.entry_ref(name) {
             EntryRef::Occupied(known) => known.into_mut(),
-            EntryRef::Vacant(new) if has_room => new.insert(Channel::new(*policy, now_ms)),
+            EntryRef::Vacant(new) if has_room => new.insert(GridChannel::new(*policy, now_ms)),
             EntryRef::Vacant(_) => {
                 let why = "too many channels with history are in use on this node";
                 return Err(Fault::new(Code::TooManyRequests, why));
@@ -407,7 +407,7 @@ impl GridChannels {
         };
         (channel.policy, channel.used_ms) = (*policy, now_ms);
         let shared = &mut self.shared;
-        let result = handle(channel, &mut Context { name, policy: *policy, now_ms, shared });
+        let result = handle(channel, &mut ChannelContext { name, policy: *policy, now_ms, shared });
         self.settle(now_ms);
         Ok(result)
     }
@@ -416,11 +416,11 @@ impl GridChannels {
         &mut self,
         now_ms: u64,
         name: &Arc<str>,
-        handle: impl FnOnce(&mut Channel, &mut Context<'_>),
+        handle: impl FnOnce(&mut GridChannel, &mut ChannelContext<'_>),
     ) {
         if let Some(channel) = self.channels.get_mut(name) {
             let (policy, shared) = (channel.policy, &mut self.shared);
-            handle(channel, &mut Context { name, policy, now_ms, shared });
+            handle(channel, &mut ChannelContext { name, policy, now_ms, shared });
         }
         self.settle(now_ms);
     }
@@ -431,7 +431,7 @@ impl GridChannels {
         while let Some((name, message)) = self.shared.own_messages.pop_front() {
             let Some(channel) = self.channels.get_mut(&name) else { continue };
             let (policy, shared) = (channel.policy, &mut self.shared);
-            let mut context = Context { name: &name, policy, now_ms, shared };
+            let mut context = ChannelContext { name: &name, policy, now_ms, shared };
             channel.handle_message(&mut context, own, message);
         }
     }
@@ -452,7 +452,7 @@ impl GridChannels {
             return;
         }
         let channels = &self.channels;
-        self.claimed.retain(|name| channels.get(name).is_some_and(Channel::is_claiming));
+        self.claimed.retain(|name| channels.get(name).is_some_and(GridChannel::is_claiming));
         while self.claimed.len() < self.shared.limits.claims
             && let Some(name) = self.to_claim.pop_front()
         {
@@ -481,7 +481,7 @@ impl GridChannels {
             let Some(name) = self.to_sweep.pop() else { return };
             let Some(channel) = self.channels.get(&name) else { continue };
             let (policy, shared) = (channel.policy, &mut self.shared);
-            let mut context = Context { name: &name, policy, now_ms, shared };
+            let mut context = ChannelContext { name: &name, policy, now_ms, shared };
             if channel.is_unused(&context, is_crowded) {
                 if let Role::Home(home) = &channel.role {
                     for node in home.holders() {

@@ -14,6 +14,9 @@ pub const KEY_MS: u64 = 5 * 60 * 1000;
 /// The most keys that are remembered. Each takes about 200 bytes, and its text and that of its channel.
 const KEYS_MAX: usize = 1 << 17;
 
+/// An idempotency key, with its channel.
+pub type PublishKey = (Arc<str>, Box<str>);
+
 /// The keys that were used in the channels whose home one shard is.
 #[derive(Debug, Default)]
 pub struct UsedKeys {

@@ -112,7 +112,7 @@ pub struct HistoryPart {
 
 /// A claim to be the home of a channel, as every other reachable node hears of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct HomeClaim {
     /// The claim.
     pub ballot: Ballot,
     /// The nodes that will hold the history too: fewer than [`COPIES_MAX`].
@@ -129,9 +129,9 @@ pub const REIGNS_MAX: usize = 16;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// The greatest claim that the node had promised to respect before.
-    pub promised: Option<Claim>,
+    pub promised: Option<HomeClaim>,
     /// The claim whose home has completed the node's copy of the history. `None`: the node has no copy.
-    pub accepted: Option<Claim>,
+    pub accepted: Option<HomeClaim>,
     /// Whether the copy certainly has all messages that were delivered under that claim and later ones, as far as the node
     /// can tell by itself.
     pub is_whole: bool,
@@ -145,7 +145,7 @@ pub struct Holding {
 #[derive(Clone, Debug)]
 pub enum ChannelMessage {
     /// The sender claims to be the home. Answered with [`Self::Promise`] or [`Self::Outvoted`].
-    Claim(Claim),
+    Claim(HomeClaim),
     /// The sender respects no smaller claim than this one any more.
     Promise(Ballot, Box<Holding>),
     /// The sender has promised to respect a claim that is greater than that of the receiver: this one.

@@ -40,9 +40,9 @@ pub use bridge::{
     ToBridge,
 };
 pub use history::{
-    AppendedMessage, Attachment, Ballot, COPIES_MAX, ChannelMessage, Claim, DeliveredMessage,
-    HistoryMessage, HistoryPart, Holding, HomePublish, PlacedPublish, Placement, REIGNS_MAX,
-    RecoveryAnswer, RecoveryQuestion, Reign,
+    AppendedMessage, Attachment, Ballot, COPIES_MAX, ChannelMessage, DeliveredMessage,
+    HistoryMessage, HistoryPart, Holding, HomeClaim, HomePublish, PlacedPublish, Placement,
+    REIGNS_MAX, RecoveryAnswer, RecoveryQuestion, Reign,
 };
 pub use list::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,

@@ -14,7 +14,7 @@ use super::turn::Turn;
 use super::work;
 use crate::address::{ClientId, ShardId};
 use crate::channel::histories::Histories;
-use crate::channel::keys::{TooManyKeys, UsedKey, UsedKeys};
+use crate::channel::keys::{PublishKey, TooManyKeys, UsedKey, UsedKeys};
 use crate::message::{
     BackendId, HomePublish, LocalCommand, LocalMessage, PlacedPublish, Placement, RecoveryAnswer,
     RecoveryQuestion, Requester, Ticket,
@@ -46,9 +46,6 @@ pub(super) struct ChannelHomes {
     repeated: HashMap<PublishKey, Vec<Requester>>,
     repeated_count: usize,
 }
-
-/// An idempotency key, with its channel.
-type PublishKey = (Arc<str>, Box<str>);
 
 /// A message that some shards have not delivered yet.
 #[derive(Debug)]

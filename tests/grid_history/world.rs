@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use gridcast::address::NodeId;
 use gridcast::channel::ChannelPolicy;
-use gridcast::channel::grid::{GridChannels, GridLimits, Receipt};
+use gridcast::channel::grid::{DeliveryReceipt, GridChannels, GridLimits};
 use gridcast::message::{HomePublish, Publish, Ticket};
 use gridcast::protocol::api::Tally;
 use gridcast::protocol::frame::{Frame, Kind};
@@ -66,7 +66,7 @@ pub struct Node {
     /// The publishes without an answer, and when they were made.
     pub publishes: HashMap<Ticket, (String, u64)>,
     /// Messages whose deliveries are not counted yet.
-    pub receipts: VecDeque<(Arc<str>, Receipt)>,
+    pub receipts: VecDeque<(Arc<str>, DeliveryReceipt)>,
 }
 
 pub struct World {

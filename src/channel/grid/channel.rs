@@ -6,22 +6,22 @@ use super::SUSPICION_MS;
 use super::claim::Claiming;
 use super::home::Home;
 use super::relay::Relay;
-use super::shared::Context;
+use super::shared::ChannelContext;
 use crate::address::NodeId;
 use crate::channel::ChannelPolicy;
 use crate::channel::history::ChannelHistory;
-use crate::message::{Attachment, Ballot, ChannelMessage, Claim, Holding};
+use crate::message::{Attachment, Ballot, ChannelMessage, Holding, HomeClaim};
 use crate::protocol::api::Tally;
 use crate::protocol::position::Position;
 
 /// What this node is to a channel.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct GridChannel {
     pub(super) policy: ChannelPolicy,
     // The greatest claim that is respected.
-    pub(super) promised: Option<Claim>,
+    pub(super) promised: Option<HomeClaim>,
     // The claim whose home has completed the copy of the history. `None`: there is no copy.
-    pub(super) accepted: Option<Claim>,
+    pub(super) accepted: Option<HomeClaim>,
     // Whether nobody can have gone on without this node since, as far as it can tell by itself.
     pub(super) is_whole: bool,
     pub(super) role: Role,
@@ -57,7 +57,7 @@ pub(super) struct Attaching {
     pub(super) position: Option<Position>,
 }
 
-impl Channel {
+impl GridChannel {
     pub(super) fn new(policy: ChannelPolicy, now_ms: u64) -> Self {
         Self {
             policy,
@@ -86,7 +86,7 @@ impl Channel {
     }
 
     /// What this node tells claimants.
-    pub(super) fn holding(&self, context: &Context<'_>) -> Holding {
+    pub(super) fn holding(&self, context: &ChannelContext<'_>) -> Holding {
         // Parts of a copy are no copy.
         let history = context.history().filter(|_| self.accepted.is_some());
         Holding {
@@ -100,7 +100,7 @@ impl Channel {
 
     pub(super) fn handle_message(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         message: ChannelMessage,
     ) {
@@ -163,7 +163,7 @@ impl Channel {
 
     /// Whether nobody would miss the channel if it were forgotten. `is_crowded`: room for other channels is scarce, so an
     /// empty history is not kept for its positions.
-    pub(super) fn is_unused(&self, context: &Context<'_>, is_crowded: bool) -> bool {
+    pub(super) fn is_unused(&self, context: &ChannelContext<'_>, is_crowded: bool) -> bool {
         let keep_ms = match self.accepted.is_none() || is_crowded {
             true => SUSPICION_MS,
             false => self.policy.keep_ms.max(SUSPICION_MS),

@@ -7,13 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::RETRY_MS;
-use super::channel::{Channel, Role};
-use super::home::{Home, PendingPublish};
-use super::shared::Context;
+use super::channel::{GridChannel, Role};
+use super::home::{Home, UnconfirmedPublish};
+use super::shared::ChannelContext;
 use crate::address::NodeId;
 use crate::channel::members::JOIN_MS;
 use crate::message::{
-    Ballot, COPIES_MAX, ChannelMessage, Claim, HistoryPart, Holding, REIGNS_MAX, Reign,
+    Ballot, COPIES_MAX, ChannelMessage, HistoryPart, Holding, HomeClaim, REIGNS_MAX, Reign,
 };
 use crate::protocol::position::{Position, Serial};
 
@@ -24,7 +24,7 @@ const MOVE_MS: u64 = 500;
 /// A claim of this node that other nodes have not agreed to yet, or whose history is on its way.
 #[derive(Debug)]
 pub(super) struct Claiming {
-    claim: Claim,
+    claim: HomeClaim,
     // Nodes that have not answered.
     awaited: BTreeSet<NodeId>,
     answers: BTreeMap<NodeId, Holding>,
@@ -33,12 +33,12 @@ pub(super) struct Claiming {
     // The node that sends the history.
     source: Option<NodeId>,
     // Messages that this node has numbered as home, and has not delivered.
-    pending: VecDeque<PendingPublish>,
+    pending: VecDeque<UnconfirmedPublish>,
 }
 
-impl Channel {
+impl GridChannel {
     /// Claims the channel for this node, again if it is the home already.
-    pub(super) fn claim(&mut self, context: &mut Context<'_>) {
+    pub(super) fn claim(&mut self, context: &mut ChannelContext<'_>) {
         let holding = self.holding(context);
         let pending = match std::mem::replace(&mut self.role, Role::Idle) {
             Role::Idle => VecDeque::new(),
@@ -50,7 +50,7 @@ impl Channel {
         let copies = context.policy.copies.min(COPIES_MAX);
         let mut holders = context.shared.members.ranked(context.name);
         holders.truncate(copies.saturating_sub(1));
-        let claim = Claim { ballot: Ballot { round: self.round, node: own }, holders };
+        let claim = HomeClaim { ballot: Ballot { round: self.round, node: own }, holders };
         self.promised = Some(claim.clone());
         let awaited: BTreeSet<NodeId> = context.shared.members.others().collect();
         for &node in &awaited {
@@ -64,7 +64,7 @@ impl Channel {
     }
 
     /// Claims the channel if somebody waits for this node to be home.
-    pub(super) fn claim_if_wanted(&mut self, context: &mut Context<'_>) {
+    pub(super) fn claim_if_wanted(&mut self, context: &mut ChannelContext<'_>) {
         if self.attaching.is_empty() || self.is_claiming() {
             return;
         }
@@ -79,7 +79,7 @@ impl Channel {
 
     /// Claims the channel again, because the reachable nodes have changed: holders may be needed, and other nodes may have
     /// gone on by themselves.
-    pub(super) fn repair(&mut self, context: &mut Context<'_>) {
+    pub(super) fn repair(&mut self, context: &mut ChannelContext<'_>) {
         let is_stale = match &self.role {
             Role::Idle => false,
             Role::Claiming(claiming) => claiming.is_stale,
@@ -91,7 +91,7 @@ impl Channel {
     }
 
     /// Lets another node become home, if it should be, once this node has nothing to finish.
-    fn move_home(&mut self, context: &mut Context<'_>) {
+    fn move_home(&mut self, context: &mut ChannelContext<'_>) {
         let Role::Home(home) = &mut self.role else { return self.move_ms = None };
         if context.should_be_home() {
             self.move_ms = None;
@@ -105,7 +105,12 @@ impl Channel {
         }
     }
 
-    pub(super) fn handle_claim(&mut self, context: &mut Context<'_>, from: NodeId, claim: Claim) {
+    pub(super) fn handle_claim(
+        &mut self,
+        context: &mut ChannelContext<'_>,
+        from: NodeId,
+        claim: HomeClaim,
+    ) {
         self.round = self.round.max(claim.ballot.round);
         if claim.ballot.node != from || claim.holders.len() >= COPIES_MAX {
             return;
@@ -122,7 +127,7 @@ impl Channel {
 
     pub(super) fn handle_promise(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         holding: Holding,
@@ -134,7 +139,7 @@ impl Channel {
         }
     }
 
-    pub(super) fn handle_outvoted(&mut self, context: &mut Context<'_>, ballot: Ballot) {
+    pub(super) fn handle_outvoted(&mut self, context: &mut ChannelContext<'_>, ballot: Ballot) {
         self.round = self.round.max(ballot.round);
         let own = match &self.role {
             Role::Idle => return,
@@ -150,7 +155,7 @@ impl Channel {
     }
 
     /// Stops being home, or claiming to be.
-    pub(super) fn step_down(&mut self, context: &mut Context<'_>) {
+    pub(super) fn step_down(&mut self, context: &mut ChannelContext<'_>) {
         let (pending, attached) = match std::mem::replace(&mut self.role, Role::Idle) {
             Role::Idle => (VecDeque::new(), Vec::new()),
             Role::Claiming(claiming) => (claiming.pending, Vec::new()),
@@ -164,7 +169,11 @@ impl Channel {
     }
 
     /// Takes back messages that were numbered and not delivered. A holder may have them nevertheless.
-    fn fail_pending(&mut self, context: &mut Context<'_>, pending: VecDeque<PendingPublish>) {
+    fn fail_pending(
+        &mut self,
+        context: &mut ChannelContext<'_>,
+        pending: VecDeque<UnconfirmedPublish>,
+    ) {
         if let Some(first) = pending.front() {
             let last = Serial(first.serial.0 - 1);
             context.shared.histories.truncate(context.name, last, context.now_ms);
@@ -174,14 +183,14 @@ impl Channel {
         }
     }
 
-    pub(super) fn refuse_attaching(&mut self, context: &mut Context<'_>) {
+    pub(super) fn refuse_attaching(&mut self, context: &mut ChannelContext<'_>) {
         for (node, attaching) in std::mem::take(&mut self.attaching) {
             context.send(node, ChannelMessage::NotHome(attaching.attachment));
         }
     }
 
     /// Decides about the history when all nodes have answered.
-    fn conclude(&mut self, context: &mut Context<'_>) {
+    fn conclude(&mut self, context: &mut ChannelContext<'_>) {
         let own = context.own();
         let Role::Claiming(claiming) = &mut self.role else { return };
         if !claiming.awaited.is_empty() || claiming.source.is_some() {
@@ -216,7 +225,7 @@ impl Channel {
 
     pub(super) fn handle_fetch(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         behind: Option<Position>,
@@ -234,7 +243,7 @@ impl Channel {
 
     pub(super) fn handle_fetched(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         part: HistoryPart,
@@ -257,7 +266,7 @@ impl Channel {
         }
     }
 
-    fn become_home(&mut self, context: &mut Context<'_>) {
+    fn become_home(&mut self, context: &mut ChannelContext<'_>) {
         let Role::Claiming(claiming) = std::mem::replace(&mut self.role, Role::Idle) else {
             return;
         };
@@ -284,7 +293,7 @@ impl Channel {
 
     pub(super) fn handle_node_up(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         node: NodeId,
         is_known: bool,
     ) {
@@ -303,7 +312,7 @@ impl Channel {
         }
     }
 
-    pub(super) fn handle_node_down(&mut self, context: &mut Context<'_>, node: NodeId) {
+    pub(super) fn handle_node_down(&mut self, context: &mut ChannelContext<'_>, node: NodeId) {
         let accepted_of = self.accepted().map(|ballot| ballot.node);
         let is_suspect = context.shared.is_suspect(node, context.now_ms);
         if is_suspect && (accepted_of == Some(node) || accepted_of == Some(context.own())) {
@@ -333,14 +342,14 @@ impl Channel {
     }
 
     /// Claims again, unless this node shuts down.
-    fn claim_or_step_down(&mut self, context: &mut Context<'_>) {
+    fn claim_or_step_down(&mut self, context: &mut ChannelContext<'_>) {
         match context.shared.is_leaving {
             true => self.step_down(context),
             false => self.claim(context),
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, context: &mut Context<'_>) {
+    pub(super) fn handle_timeout(&mut self, context: &mut ChannelContext<'_>) {
         if let Role::Home(home) = &mut self.role {
             home.end_moving(context.now_ms);
             self.relay.return_to_own(context);
@@ -388,7 +397,7 @@ fn source_of(own: NodeId, answers: &BTreeMap<NodeId, Holding>) -> Option<NodeId>
     let is_continued = |holding: &Holding| {
         let has_no_later_copy = ballot_of(holding) <= Some(accepted);
         let is_harmless =
-            |claim: &Claim| claim.ballot <= accepted || has_delivered_nothing(claim, answers);
+            |claim: &HomeClaim| claim.ballot <= accepted || has_delivered_nothing(claim, answers);
         // A copy without messages was delivered to nobody.
         let is_empty = holding.reigns.first().is_none_or(|reign| holding.last < reign.first);
         let is_covered = is_empty || place_of(holding).is_some_and(|place| covers(longest, place));
@@ -404,7 +413,7 @@ fn ballot_of(holding: &Holding) -> Option<Ballot> {
 
 /// Whether the home of a claim and all its holders have answered, and have their copies from this claim still. Whoever went on
 /// with the history would have got it from one of them, which would have promised to respect a later claim.
-fn nobody_went_on(claim: &Claim, answers: &BTreeMap<NodeId, Holding>) -> bool {
+fn nobody_went_on(claim: &HomeClaim, answers: &BTreeMap<NodeId, Holding>) -> bool {
     let mut copies = claim.holders.iter().chain([&claim.ballot.node]);
     copies.all(|node| {
         answers.get(node).is_some_and(|holding| ballot_of(holding) == Some(claim.ballot))
@@ -413,7 +422,7 @@ fn nobody_went_on(claim: &Claim, answers: &BTreeMap<NodeId, Holding>) -> bool {
 
 /// Whether a claim has certainly led to no delivery: the claimant, or a holder without which it could deliver nothing, has
 /// known of the claim and has not the history that belongs to it.
-fn has_delivered_nothing(claim: &Claim, answers: &BTreeMap<NodeId, Holding>) -> bool {
+fn has_delivered_nothing(claim: &HomeClaim, answers: &BTreeMap<NodeId, Holding>) -> bool {
     let mut witnesses = claim.holders.iter().chain([&claim.ballot.node]);
     witnesses.any(|node| {
         answers.get(node).is_some_and(|holding| {

@@ -9,6 +9,7 @@ use super::ChannelOutput;
 use super::limits::GridLimits;
 use super::shared::Shared;
 use crate::address::NodeId;
+use crate::channel::keys::PublishKey;
 use crate::message::{ChannelMessage, Ticket};
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::position::Position;
@@ -24,35 +25,32 @@ const OVER_MAX: usize = 1024;
 
 /// A publish at its home, to be answered.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct PlacingAsker {
     /// The node that it came from.
     pub node: NodeId,
     /// The ticket of the answer.
     pub ticket: Ticket,
 }
 
-/// An idempotency key, with its channel.
-pub(super) type PublishKey = (Arc<str>, Box<str>);
-
 /// The messages that homes of one shard have taken, until they are delivered.
 #[derive(Debug, Default)]
 pub(super) struct Deliveries {
-    deliveries: SlotMap<Delivery>,
+    deliveries: SlotMap<NodeDelivery>,
     // In the order of their deadlines.
     order: VecDeque<(u64, SlotKey)>,
     // Messages that holders do not have yet, and the bytes of those and of the ones in delivery.
     pending: usize,
     bytes: usize,
     // Publishes that wait for an earlier one with the same key.
-    repeated: HashMap<PublishKey, Vec<Asker>>,
+    repeated: HashMap<PublishKey, Vec<PlacingAsker>>,
     repeated_count: usize,
 }
 
 /// A message that some nodes have yet to deliver.
 #[derive(Debug)]
-pub(super) struct Delivery {
+pub(super) struct NodeDelivery {
     /// The publish.
-    pub asker: Asker,
+    pub asker: PlacingAsker,
     /// The channel.
     pub channel: Arc<str>,
     /// The idempotency key.
@@ -93,7 +91,7 @@ impl Deliveries {
     pub(super) fn wait_for(
         &mut self,
         key: PublishKey,
-        asker: Asker,
+        asker: PlacingAsker,
         limits: &GridLimits,
     ) -> Result<(), Fault> {
         if self.repeated_count >= limits.repeated {
@@ -129,7 +127,7 @@ impl Deliveries {
 
 impl Shared {
     /// Begins a delivery. Returns the ticket by which nodes say whom they have reached.
-    pub(super) fn begin_delivery(&mut self, now_ms: u64, delivery: Delivery) -> Ticket {
+    pub(super) fn begin_delivery(&mut self, now_ms: u64, delivery: NodeDelivery) -> Ticket {
         self.deliveries.bytes += delivery.bytes;
         let slot = self.deliveries.deliveries.insert(delivery);
         let Deliveries { deliveries, order, .. } = &mut self.deliveries;
@@ -184,7 +182,7 @@ impl Shared {
         }
         if let Some(delivery) = self.deliveries.deliveries.remove(slot) {
             self.deliveries.bytes -= delivery.bytes;
-            let Delivery { asker, channel, key, position, tally, .. } = delivery;
+            let NodeDelivery { asker, channel, key, position, tally, .. } = delivery;
             self.settle_publish(asker, &channel, key, Ok((position, tally)));
         }
         while let Some((_, slot)) = self.deliveries.order.front()
@@ -197,7 +195,7 @@ impl Shared {
     /// Answers a publish, and those that have repeated it meanwhile.
     pub(super) fn settle_publish(
         &mut self,
-        asker: Asker,
+        asker: PlacingAsker,
         channel: &Arc<str>,
         key: Option<Box<str>>,
         outcome: Result<(Position, Tally), Fault>,
@@ -221,7 +219,7 @@ impl Shared {
     /// Answers a publish.
     pub(super) fn answer_publish(
         &mut self,
-        Asker { node, ticket }: Asker,
+        PlacingAsker { node, ticket }: PlacingAsker,
         channel: &Arc<str>,
         outcome: Result<(Position, Tally), Fault>,
     ) {

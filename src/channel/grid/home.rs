@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::channel::{Attaching, Channel, Role};
-use super::deliveries::{Asker, Delivery};
-use super::shared::Context;
+use super::channel::{Attaching, GridChannel, Role};
+use super::deliveries::{NodeDelivery, PlacingAsker};
+use super::shared::ChannelContext;
 use crate::address::{ClientId, NodeId};
 use crate::channel::history::{ChannelHistory, KeptMessage};
 use crate::channel::keys::{TooManyKeys, UsedKey};
 use crate::message::{
-    AppendedMessage, Attachment, Ballot, ChannelMessage, Claim, DeliveredMessage, HistoryMessage,
-    HistoryPart, HomePublish, Reign, Ticket,
+    AppendedMessage, Attachment, Ballot, ChannelMessage, DeliveredMessage, HistoryMessage,
+    HistoryPart, HomeClaim, HomePublish, Reign, Ticket,
 };
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
@@ -33,7 +33,7 @@ pub(super) struct Home {
     moving_until_ms: Option<u64>,
     attached: BTreeMap<NodeId, Attached>,
     // Messages that not all holders have confirmed, in order.
-    pending: VecDeque<PendingPublish>,
+    pending: VecDeque<UnconfirmedPublish>,
 }
 
 /// A node that reaches the home.
@@ -45,23 +45,23 @@ struct Attached {
 
 /// A message that not all holders have.
 #[derive(Debug)]
-pub(super) struct PendingPublish {
+pub(super) struct UnconfirmedPublish {
     /// The number of the message.
     pub serial: Serial,
-    asker: Asker,
+    asker: PlacingAsker,
     key: Option<Box<str>>,
     frame: Frame,
     excluded: Option<Arc<Vec<ClientId>>>,
 }
 
-impl PendingPublish {
+impl UnconfirmedPublish {
     fn bytes(&self) -> usize {
         let excluded = self.excluded.as_ref().map_or(0, |excluded| excluded.len());
         QUEUED_FRAME_BYTES + self.frame.bytes().len() + excluded * size_of::<ClientId>()
     }
 
     /// Answers the publish with an error.
-    pub(super) fn fail(self, context: &mut Context<'_>) {
+    pub(super) fn fail(self, context: &mut ChannelContext<'_>) {
         context.shared.deliveries.remove_pending(self.bytes());
         context.shared.settle_publish(self.asker, context.name, self.key, Err(unknown_outcome()));
     }
@@ -75,10 +75,10 @@ pub(super) fn unknown_outcome() -> Fault {
 
 impl Home {
     pub(super) fn new(
-        claim: Claim,
+        claim: HomeClaim,
         idle: Vec<NodeId>,
         is_stale: bool,
-        pending: VecDeque<PendingPublish>,
+        pending: VecDeque<UnconfirmedPublish>,
     ) -> Self {
         Self {
             ballot: claim.ballot,
@@ -138,12 +138,12 @@ impl Home {
     }
 
     /// Ends the reign. Returns the messages that were not delivered.
-    pub(super) fn into_pending(self) -> VecDeque<PendingPublish> {
+    pub(super) fn into_pending(self) -> VecDeque<UnconfirmedPublish> {
         self.pending
     }
 
     /// Ends the reign. Returns the messages that were not delivered, and the nodes that reached the home.
-    pub(super) fn into_parts(self) -> (VecDeque<PendingPublish>, Vec<(NodeId, Attachment)>) {
+    pub(super) fn into_parts(self) -> (VecDeque<UnconfirmedPublish>, Vec<(NodeId, Attachment)>) {
         let attached = self.attached.into_iter();
         (self.pending, attached.map(|(node, attached)| (node, attached.attachment)).collect())
     }
@@ -165,9 +165,9 @@ impl Home {
     }
 }
 
-impl Channel {
+impl GridChannel {
     /// The home, if it may take messages and answer questions under this claim.
-    fn serving(&mut self, context: &Context<'_>, ballot: Ballot) -> Option<&mut Home> {
+    fn serving(&mut self, context: &ChannelContext<'_>, ballot: Ballot) -> Option<&mut Home> {
         let is_known = context.history().is_some();
         match &mut self.role {
             Role::Home(home)
@@ -185,7 +185,7 @@ impl Channel {
 
     pub(super) fn handle_publish(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         ticket: Ticket,
@@ -195,9 +195,9 @@ impl Channel {
         if self.serving(context, ballot).is_none() {
             return context.send(from, ChannelMessage::NotTaken(ticket));
         }
-        let asker = Asker { node: from, ticket };
+        let asker = PlacingAsker { node: from, ticket };
         let (frame, excluded) = (publish.frame, publish.excluded);
-        let pending = PendingPublish { serial: Serial(0), asker, key, frame, excluded };
+        let pending = UnconfirmedPublish { serial: Serial(0), asker, key, frame, excluded };
         if let Some(pending) = self.check_publish(context, pending) {
             self.append(context, pending);
         }
@@ -206,9 +206,9 @@ impl Channel {
     /// Refuses a message that finds no room, or whose key was used before.
     fn check_publish(
         &mut self,
-        context: &mut Context<'_>,
-        pending: PendingPublish,
-    ) -> Option<PendingPublish> {
+        context: &mut ChannelContext<'_>,
+        pending: UnconfirmedPublish,
+    ) -> Option<UnconfirmedPublish> {
         let shared = &mut *context.shared;
         let too_many = |why| Err(Fault::new(Code::TooManyRequests, why));
         if !shared.deliveries.has_room(pending.bytes(), &shared.limits) {
@@ -224,11 +224,16 @@ impl Channel {
             }
             Ok(Some(_)) => {
                 let key = (context.name.clone(), key.clone());
-                let PendingPublish { asker: Asker { node, ticket }, .. } = pending;
-                match shared.deliveries.wait_for(key, Asker { node, ticket }, &shared.limits) {
+                let UnconfirmedPublish { asker: PlacingAsker { node, ticket }, .. } = pending;
+                match shared.deliveries.wait_for(key, PlacingAsker { node, ticket }, &shared.limits)
+                {
                     Ok(()) => return None,
                     Err(fault) => {
-                        shared.answer_publish(Asker { node, ticket }, context.name, Err(fault));
+                        shared.answer_publish(
+                            PlacingAsker { node, ticket },
+                            context.name,
+                            Err(fault),
+                        );
                         return None;
                     }
                 }
@@ -240,7 +245,7 @@ impl Channel {
     }
 
     /// Gives a message its number, and sends it to the holders.
-    fn append(&mut self, context: &mut Context<'_>, mut pending: PendingPublish) {
+    fn append(&mut self, context: &mut ChannelContext<'_>, mut pending: UnconfirmedPublish) {
         let Role::Home(home) = &mut self.role else { return };
         let (policy, now_ms) = (context.policy, context.now_ms);
         let Some(history) = context.history() else { return };
@@ -271,7 +276,7 @@ impl Channel {
     /// Takes a message of the home.
     pub(super) fn handle_append(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         appended: AppendedMessage,
@@ -298,7 +303,7 @@ impl Channel {
     /// Takes a part of the history from the home.
     pub(super) fn handle_install(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         part: HistoryPart,
@@ -325,7 +330,7 @@ impl Channel {
 
     pub(super) fn handle_confirm(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         serial: Serial,
@@ -341,7 +346,7 @@ impl Channel {
         }
     }
 
-    pub(super) fn handle_forget(&mut self, context: &mut Context<'_>, ballot: Ballot) {
+    pub(super) fn handle_forget(&mut self, context: &mut ChannelContext<'_>, ballot: Ballot) {
         if self.promised() == Some(ballot) {
             self.accepted = None;
             context.shared.histories.clear(context.name);
@@ -349,7 +354,7 @@ impl Channel {
     }
 
     /// Begins to serve once all holders have the history.
-    pub(super) fn check_readiness(&mut self, context: &mut Context<'_>) {
+    pub(super) fn check_readiness(&mut self, context: &mut ChannelContext<'_>) {
         let Role::Home(home) = &mut self.role else { return };
         let Some(history) = context.history() else { return };
         let last = history.last();
@@ -381,7 +386,7 @@ impl Channel {
     }
 
     /// Delivers the messages that all holders have.
-    fn deliver_held(&mut self, context: &mut Context<'_>) {
+    fn deliver_held(&mut self, context: &mut ChannelContext<'_>) {
         let Role::Home(home) = &mut self.role else { return };
         let last = context.history().map(ChannelHistory::last).unwrap_or_default();
         let Some(held) = home.held_by_all(last) else { return };
@@ -391,7 +396,7 @@ impl Channel {
             home.delivered = Some(pending.serial);
             let bytes = pending.bytes();
             context.shared.deliveries.remove_pending(bytes);
-            let PendingPublish { serial, asker, key, frame, excluded } = pending;
+            let UnconfirmedPublish { serial, asker, key, frame, excluded } = pending;
             let Some(position) = context.history().and_then(|history| history.position(serial))
             else {
                 let outcome = Err(unknown_outcome());
@@ -402,8 +407,15 @@ impl Channel {
             let awaited: Vec<NodeId> = followers.map(|(&node, _)| node).collect();
             let channel = context.name.clone();
             let tally = Tally::default();
-            let delivery =
-                Delivery { asker, channel, key, position, awaited: awaited.clone(), tally, bytes };
+            let delivery = NodeDelivery {
+                asker,
+                channel,
+                key,
+                position,
+                awaited: awaited.clone(),
+                tally,
+                bytes,
+            };
             let ticket = context.shared.begin_delivery(context.now_ms, delivery);
             for node in awaited {
                 let (frame, excluded) = (frame.clone(), excluded.clone());
@@ -415,7 +427,7 @@ impl Channel {
 
     pub(super) fn handle_attach(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         attaching: Attaching,
     ) {
@@ -442,7 +454,7 @@ impl Channel {
         }
     }
 
-    fn attach(&mut self, context: &mut Context<'_>, node: NodeId, attaching: Attaching) {
+    fn attach(&mut self, context: &mut ChannelContext<'_>, node: NodeId, attaching: Attaching) {
         let Role::Home(home) = &mut self.role else { return };
         let Attaching { attachment, follows, position } = attaching;
         let bytes_max = context.shared.limits.missed_bytes;
@@ -458,7 +470,7 @@ impl Channel {
 
     pub(super) fn handle_recover(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         ticket: Ticket,
@@ -482,7 +494,7 @@ type PlacedFrames = Vec<(Position, Frame)>;
 /// The place behind the last delivered message, and the delivered messages behind another place. `None`: the history is
 /// unknown.
 fn missed(
-    context: &Context<'_>,
+    context: &ChannelContext<'_>,
     delivered: Serial,
     since: Option<Position>,
     bytes_max: usize,

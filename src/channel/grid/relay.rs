@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::home::unknown_outcome;
 use super::limits::GridLimits;
-use super::shared::Context;
-use super::{ChannelOutput, RETRY_MS, Receipt, RecoveredMessages};
+use super::shared::ChannelContext;
+use super::{ChannelOutput, DeliveryReceipt, RETRY_MS, RecoveredMessages};
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
     Attachment, Ballot, ChannelMessage, DeliveredMessage, HomePublish, PlacedPublish, Publish,
@@ -125,7 +125,7 @@ impl Relay {
 
     pub(super) fn publish(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         ticket: Ticket,
         publish: HomePublish,
     ) -> Result<(), Fault> {
@@ -149,7 +149,7 @@ impl Relay {
 
     pub(super) fn recover(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         ticket: Ticket,
         since: Option<Position>,
         bytes_max: u64,
@@ -167,7 +167,12 @@ impl Relay {
         Ok(())
     }
 
-    pub(super) fn follow(&mut self, context: &mut Context<'_>, shard: ShardId, ticket: Ticket) {
+    pub(super) fn follow(
+        &mut self,
+        context: &mut ChannelContext<'_>,
+        shard: ShardId,
+        ticket: Ticket,
+    ) {
         let is_first = self.followers.is_empty();
         self.followers.insert(shard);
         if !is_first && self.position.is_some() && matches!(self.link, RelayLink::Attached(..)) {
@@ -182,7 +187,7 @@ impl Relay {
         }
     }
 
-    pub(super) fn unfollow(&mut self, context: &mut Context<'_>, shard: ShardId) {
+    pub(super) fn unfollow(&mut self, context: &mut ChannelContext<'_>, shard: ShardId) {
         if self.followers.remove(&shard) && self.followers.is_empty() {
             (self.position, self.is_doubtful) = (None, false);
             self.attach_anew(context);
@@ -190,7 +195,7 @@ impl Relay {
     }
 
     /// Tells the home that the node has subscribers now, or none any more.
-    fn attach_anew(&mut self, context: &mut Context<'_>) {
+    fn attach_anew(&mut self, context: &mut ChannelContext<'_>) {
         match self.link {
             RelayLink::Attaching(home) | RelayLink::Attached(home, _) => {
                 self.attach_to(context, home);
@@ -200,7 +205,7 @@ impl Relay {
     }
 
     /// A node claims to be home: the relay attaches there.
-    pub(super) fn handle_new_home(&mut self, context: &mut Context<'_>, home: NodeId) {
+    pub(super) fn handle_new_home(&mut self, context: &mut ChannelContext<'_>, home: NodeId) {
         match self.is_unused() {
             true => self.link = RelayLink::Detached,
             false => self.attach_to(context, home),
@@ -208,7 +213,7 @@ impl Relay {
     }
 
     /// Has the node that should be home claim the channel, since this node is home and should not be.
-    pub(super) fn seek_new_home(&mut self, context: &mut Context<'_>) {
+    pub(super) fn seek_new_home(&mut self, context: &mut ChannelContext<'_>) {
         if let Some(home) = context.shared.members.home(context.now_ms, context.name)
             && self.link != RelayLink::Attaching(home)
         {
@@ -217,14 +222,14 @@ impl Relay {
     }
 
     /// Attaches to this node, which is home, if the relay has not found another home.
-    pub(super) fn return_to_own(&mut self, context: &mut Context<'_>) {
+    pub(super) fn return_to_own(&mut self, context: &mut ChannelContext<'_>) {
         if self.link == RelayLink::Detached && !self.is_unused() {
             self.attach_to(context, context.own());
         }
     }
 
     /// Takes a step towards the home, if the node needs one, and sends what waits for it.
-    fn advance(&mut self, context: &mut Context<'_>) {
+    fn advance(&mut self, context: &mut ChannelContext<'_>) {
         match self.link {
             RelayLink::Detached if !self.is_unused() => {
                 match context.shared.members.home(context.now_ms, context.name) {
@@ -237,7 +242,7 @@ impl Relay {
         }
     }
 
-    fn attach_to(&mut self, context: &mut Context<'_>, home: NodeId) {
+    fn attach_to(&mut self, context: &mut ChannelContext<'_>, home: NodeId) {
         self.attachment.0 += 1;
         self.link = RelayLink::Attaching(home);
         self.questions.iter_mut().for_each(|question| question.is_sent = false);
@@ -248,7 +253,7 @@ impl Relay {
 
     pub(super) fn handle_attached(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         home: NodeId,
         ballot: Ballot,
         position: Position,
@@ -279,7 +284,7 @@ impl Relay {
 
     /// Sends what waits for the home. Messages that were sent to it under another claim come first: until their fate is
     /// known, later ones wait, so that they keep their order.
-    fn send_waiting(&mut self, context: &mut Context<'_>, home: NodeId, ballot: Ballot) {
+    fn send_waiting(&mut self, context: &mut ChannelContext<'_>, home: NodeId, ballot: Ballot) {
         for question in self.questions.iter_mut().filter(|question| !question.is_sent) {
             question.is_sent = true;
             let RelayedQuestion { ticket, since, bytes_max, .. } = *question;
@@ -301,7 +306,7 @@ impl Relay {
 
     pub(super) fn handle_not_home(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         attachment: Attachment,
     ) {
@@ -318,7 +323,7 @@ impl Relay {
     /// Handles the news that the home has not taken a publish or a question. It has claimed again, or is home no longer.
     pub(super) fn handle_not_taken(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ticket: Ticket,
     ) {
@@ -343,7 +348,7 @@ impl Relay {
 
     pub(super) fn handle_placed(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         ticket: Ticket,
         outcome: Result<(Position, Tally), Fault>,
     ) {
@@ -358,7 +363,7 @@ impl Relay {
 
     pub(super) fn handle_recovered(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ticket: Ticket,
         position: Position,
@@ -380,7 +385,7 @@ impl Relay {
 
     pub(super) fn handle_deliver(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         from: NodeId,
         ballot: Ballot,
         message: DeliveredMessage,
@@ -391,10 +396,10 @@ impl Relay {
             return context.send(from, ChannelMessage::Delivered(ticket, Tally::default()));
         }
         self.position = Some(position);
-        deliver(context, position, frame, excluded, Some(Receipt { home: from, ticket }));
+        deliver(context, position, frame, excluded, Some(DeliveryReceipt { home: from, ticket }));
     }
 
-    pub(super) fn handle_node_down(&mut self, context: &mut Context<'_>, node: NodeId) {
+    pub(super) fn handle_node_down(&mut self, context: &mut ChannelContext<'_>, node: NodeId) {
         if self.sent_to.is_some_and(|(home, _)| home == node) {
             (self.sent_to, self.in_flight) = (None, 0);
             self.fail_publishes(context, |publish| publish.is_sent, unknown_outcome);
@@ -423,7 +428,7 @@ impl Relay {
 
     fn fail_publishes(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut ChannelContext<'_>,
         is_failed: impl Fn(&RelayedPublish) -> bool,
         fault: impl Fn() -> Fault,
     ) {
@@ -441,7 +446,7 @@ impl Relay {
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, context: &mut Context<'_>) {
+    pub(super) fn handle_timeout(&mut self, context: &mut ChannelContext<'_>) {
         let now_ms = context.now_ms;
         for (_, ticket) in self.waiters.extract_if(.., |(until_ms, _)| *until_ms <= now_ms) {
             context.shared.outputs.push_back(ChannelOutput::Followed(ticket));
@@ -463,11 +468,11 @@ impl Relay {
 
 /// Has the subscribers of this node get a message.
 fn deliver(
-    context: &mut Context<'_>,
+    context: &mut ChannelContext<'_>,
     position: Position,
     frame: Frame,
     excluded: Option<Arc<Vec<ClientId>>>,
-    receipt: Option<Receipt>,
+    receipt: Option<DeliveryReceipt>,
 ) {
     let publish = Publish { channel: context.name.clone(), frame, excluded };
     let placed = Arc::new(PlacedPublish { publish, position: Some(position) });

@@ -94,14 +94,14 @@ impl Wakes {
 }
 
 /// What a channel needs besides its own state.
-pub(super) struct Context<'c> {
+pub(super) struct ChannelContext<'c> {
     pub(super) name: &'c Arc<str>,
     pub(super) policy: ChannelPolicy,
     pub(super) now_ms: u64,
     pub(super) shared: &'c mut Shared,
 }
 
-impl Context<'_> {
+impl ChannelContext<'_> {
     /// This node.
     pub(super) fn own(&self) -> NodeId {
         self.shared.members.own()
