@@ -242,6 +242,17 @@ impl Connections {
         self.unpause_if_answered(turn, key);
     }
 
+    /// Gives up the recovery of a device that is closed, with the messages that wait for the answer to its subscribe. Without
+    /// the answer it would not learn of a gap before them, and would come back with a position behind the gap.
+    pub(super) fn drop_recovery(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        let device = connection.client().and_then(|client| client.device.as_mut());
+        if let Some(recovering) = device.and_then(|device| device.recovering.take()) {
+            connection.is_recovering = false;
+            connection.outbound.drop_answer(recovering.answer_place);
+        }
+    }
+
     /// Resumes reading if few enough calls are unanswered.
     pub fn unpause_if_answered(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let few = super::replies::WAITING_MIN + 1;
@@ -272,6 +283,37 @@ fn return_after_ms(client: ClientId, clients: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::connection::MessageForm;
+    use crate::shard::fixture;
+
+    #[test]
+    fn a_device_that_is_closed_while_it_recovers_is_told_of_the_close_alone() {
+        let (mut turn, mut connections) =
+            (fixture::turn(fixture::settings()), Connections::default());
+        let key = fixture::client(&mut turn, &mut connections, ClientId::from_value(1));
+        let connection = connections.get(key).unwrap();
+        connection.form = MessageForm::Enveloped;
+        connection.outbound.push_with(&mut turn.buffer_pool, |out| out.extend(b"before "));
+        let answer_place = connection.outbound.reserve_answer(&mut turn.buffer_pool);
+        let recovering =
+            RecoveringSubscribe { id: "1".into(), channels: vec![], awaited: vec![], answer_place };
+        let device = Device { recovering: Some(Box::new(recovering)), ..Device::default() };
+        connection.client().unwrap().device = Some(Box::new(device));
+        connections.withhold_output(key);
+        // A live message behind a gap, of which the answer would tell.
+        let connection = connections.get(key).unwrap();
+        connection.outbound.push_with(&mut turn.buffer_pool, |out| out.extend(b"behind a gap"));
+        connections.close_with(&mut turn, key, close::GOING_AWAY);
+        // The homes answer.
+        connections.release_output(&mut turn, key);
+        let batch = connections.get(key).unwrap().outbound.take(0);
+        let written: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+        let written = String::from_utf8_lossy(&written);
+        assert!(written.starts_with("before "), "{written}");
+        assert!(!written.contains("behind a gap"), "{written}");
+        let (hint, text) = (r#"{"e":"closing","p":{"code":1001,"#, close::GOING_AWAY.text);
+        assert!(written.contains(hint) && written.ends_with(text), "{written}");
+    }
 
     #[test]
     fn the_window_grows_with_the_clients_within_its_bounds() {

@@ -212,6 +212,7 @@ impl Connections {
         text: &str,
         by: By,
     ) {
+        self.drop_recovery(key);
         self.hint_close(turn, key, code);
         self.detach(turn, key, code, text, by);
         self.write_close(turn, key, code, text);
@@ -235,6 +236,7 @@ impl Connections {
     /// would hide that some of its messages were not processed.
     pub fn detach(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
         self.discard_pending_close(key);
+        self.drop_recovery(key);
         self.record_end(turn, key, Some(code));
         let trail = turn.trail(key);
         let mut is_backend = false;

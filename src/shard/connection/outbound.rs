@@ -282,6 +282,13 @@ impl Outbound {
         self.queued_bytes += answer.len();
     }
 
+    /// Drops what was queued since the place of an answer was reserved.
+    pub fn drop_answer(&mut self, place: usize) {
+        debug_assert!(self.is_withheld, "the place would be gone");
+        self.chunks.truncate(place);
+        self.count_again();
+    }
+
     /// Appends a chunk whose bytes and overhead are counted already.
     fn push(&mut self, buffer_pool: &mut BufferPool, chunk: Chunk) {
         if self.chunks.capacity() == 0
@@ -387,6 +394,23 @@ mod tests {
         let batch = outbound.take(0);
         assert_eq!(batch.iter().flat_map(Chunk::bytes).copied().collect::<Vec<_>>(), b"1234");
         outbound.written(4);
+        assert_eq!(outbound.charge(), 0);
+    }
+
+    #[test]
+    fn what_was_queued_since_the_place_of_an_answer_was_reserved_is_dropped_with_it() {
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"1"));
+        outbound.withhold(true);
+        let place = outbound.reserve_answer(&mut buffer_pool);
+        outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"3")));
+        outbound.drop_answer(place);
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"4"));
+        outbound.withhold(false);
+        assert_eq!(outbound.buffered(), 2);
+        let batch = outbound.take(0);
+        assert_eq!(batch.iter().flat_map(Chunk::bytes).copied().collect::<Vec<_>>(), b"14");
+        outbound.written(2);
         assert_eq!(outbound.charge(), 0);
     }
 
